@@ -1,0 +1,34 @@
+// cost[b,i,j] = tw_j / D * sum_d w_d (sum_p C[b,i,j,p] u_p[b,i,d] - y[b,j,d])^2   for i < j, i in the source range;
+// +inf everywhere else. (OSS, arXiv 2503.21774, Algorithm 1: candidates against the teacher, for any linear multistep step.)
+#pragma once
+
+#include "oss_ext/types.h"
+
+namespace oss_ext {
+
+struct PairwiseCostParams {
+  int64_t batch, nodes, dim;
+  int basis_count;  // P, 1..kMaxBasis
+  DType dtype;      // of basis and target
+  RowsView basis[kMaxBasis];
+  RowsView target;
+  const void* coefficients;      // acc [nodes, nodes, P] contiguous, one such block a sample
+  int64_t coefficient_stride;    // acc elements between samples; 0: shared by the batch
+  const void* weight;            // acc [dim], or null: all 1
+  const void* target_weight;     // acc [nodes], or null: all 1
+  int64_t source_begin, source_end;  // rows to compute, half open
+  void* cost;                    // acc [batch, nodes, nodes] contiguous, every entry is written
+  void* workspace;               // CUDA only
+  int64_t workspace_bytes;
+};
+
+namespace cpu {
+Status pairwise_cost(const PairwiseCostParams& params, int threads);
+}
+namespace cuda {
+// Bytes of workspace that this call wants on this device; negative: a Status.
+int64_t pairwise_cost_workspace(const PairwiseCostParams& params, int device);
+Status pairwise_cost(const PairwiseCostParams& params, int device, void* stream);
+}  // namespace cuda
+
+}  // namespace oss_ext
