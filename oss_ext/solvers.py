@@ -52,8 +52,8 @@ class AdamsBashforth2:
     def coefficients(self, t_history: Tensor, t_next: Tensor) -> Tensor:
         step = t_next - t_history[..., 0]
         ratio = step / (t_history[..., 0] - t_history[..., 1])
-        half = torch.where(torch.isnan(ratio), 0.0, 0.5 * step * ratio)
-        return torch.stack([torch.ones_like(step), step + half, -half], -1)
+        earlier = torch.where(torch.isnan(ratio), 0.0, -0.5 * step * ratio)
+        return torch.stack([torch.ones_like(step), step - earlier, earlier], -1)
 
 
 _SOLVERS: dict[str, Solver] = {solver.name: solver for solver in (Euler(), AdamsBashforth2())}

@@ -1,0 +1,76 @@
+"""Runs a Denoiser over (sample, node) pairs in batches, and checks what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from oss_ext.models import Denoiser
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What states are kept in beside noise of `dtype`: float32 for half types, else `dtype`."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def default_batch_size(dim: int) -> int:
+    """Network inputs a batch where the caller names no number: 2^20 numbers in all, 1 to 256 inputs of `dim` numbers."""
+    return max(1, min(256, 2**20 // dim))
+
+
+def evaluate(
+    model: Denoiser,
+    states: Tensor,
+    t: Tensor,
+    *,
+    cond: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    batch_size: int,
+    labels: Sequence[int],
+    tick: Callable[[int], None],
+) -> Tensor:
+    """Velocities [B, m, ...], in the dtype of `states`.
+
+    states: [B, m, ...], any strides. t: float64 [m], flow times > 0. cond: tensors [B, ...].
+    dtype: what the network is fed. labels: [m], the node numbers that errors name.
+    tick: told the evaluations made, after every batch.
+
+    Raises ValueError or TypeError for an output of another shape, dtype or device, and for NaN or inf in one: that
+    error names the node, its flow time and the sample, as soon as the whole of `states` has been evaluated.
+    """
+    batch, nodes = states.shape[:2]
+    total = batch * nodes
+    out = torch.empty(states.shape, dtype=states.dtype, device=states.device)
+    flat = out.view(total, *states.shape[2:])
+    finite = torch.empty(total, dtype=torch.bool, device=states.device)
+    for begin in range(0, total, batch_size):
+        pair = torch.arange(begin, min(begin + batch_size, total))
+        sample, node = pair // nodes, pair % nodes
+        on_device = sample.to(states.device)
+        x = states[on_device, node.to(states.device)].to(dtype)
+        velocity = model.velocity(x, t[node], {key: value[on_device] for key, value in cond.items()})
+        _check_output(velocity, x)
+        finite[begin : begin + len(pair)] = torch.isfinite(velocity.flatten(1)).all(1)
+        flat[begin : begin + len(pair)] = velocity.to(states.dtype)
+        tick(len(pair))
+    if not bool(finite.all()):
+        first = int((~finite).nonzero()[0])
+        at = first % nodes
+        raise ValueError(
+            f"model: returned NaN or inf at node {labels[at]} (flow time {float(t[at]):.9g}), sample {first // nodes}; "
+            "wanted finite numbers"
+        )
+    return out
+
+
+def _check_output(velocity: Tensor, x: Tensor) -> None:
+    if not isinstance(velocity, Tensor):
+        raise TypeError(f"model: velocity() returned {type(velocity).__name__}, wanted a tensor {list(x.shape)}")
+    if velocity.shape != x.shape:
+        raise ValueError(f"model: velocity() returned shape {list(velocity.shape)}, wanted {list(x.shape)}")
+    if velocity.dtype != x.dtype:
+        raise TypeError(f"model: velocity() returned {velocity.dtype}, wanted {x.dtype}, the dtype of the noise")
+    if velocity.device != x.device:
+        raise ValueError(f"model: velocity() returned a tensor on {velocity.device}, wanted {x.device}")

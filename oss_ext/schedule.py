@@ -1,0 +1,232 @@
+"""A schedule: the few flow times of a sampler, the coefficients of its steps, and where they came from."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from oss_ext import grids, schedule_file, solvers
+from oss_ext.evaluate import default_batch_size, evaluate, state_dtype
+from oss_ext.models import Denoiser
+from oss_ext.progress import Counter, ProgressCallback, check_progress
+from oss_ext.provenance import Provenance
+from oss_ext.validate import check_cond, check_model, check_noise, whole_number
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Schedule:
+    """k steps of a linear multistep sampler. All tensors are on the CPU; equality is identity.
+
+    t: float64 [k + 1], flow times, descending, the last 0: what `sample` runs on, whatever the model family.
+    coefficients: float64 [k, P], P >= 2: what step n applies to [state, output, earlier outputs, newest first]; 0 where
+        the path is younger than its solver's history.
+    solver: the name of the solver that the coefficients came from.
+    nodes: int64 [k + 1], ascending: which nodes of the teacher's grid; None for a schedule that was not searched.
+    sigmas: float64 [k + 1], the model family's noise levels. timesteps: float64 [k], what the network is fed.
+    parameterization: the model family: "flow", "edm", "epsilon", "v_param", "x0".
+    """
+
+    t: Tensor
+    coefficients: Tensor
+    solver: str
+    sigmas: Tensor
+    timesteps: Tensor
+    parameterization: str = "flow"
+    nodes: Tensor | None = None
+    provenance: Provenance = field(default_factory=Provenance)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "t", grids.check(self.t, name="t"))
+        for name in ("coefficients", "sigmas", "timesteps"):
+            object.__setattr__(self, name, _numbers(name, getattr(self, name)))
+        steps = len(self.t) - 1
+        if self.coefficients.ndim != 2 or self.coefficients.shape[0] != steps or self.coefficients.shape[1] < 2:
+            raise ValueError(
+                f"coefficients: got shape {list(self.coefficients.shape)}, wanted [{steps}, P] with P >= 2"
+            )
+        if self.sigmas.shape != (steps + 1,):
+            raise ValueError(f"sigmas: got shape {list(self.sigmas.shape)}, wanted [{steps + 1}]")
+        if self.timesteps.shape != (steps,):
+            raise ValueError(f"timesteps: got shape {list(self.timesteps.shape)}, wanted [{steps}]")
+        if self.nodes is not None:
+            object.__setattr__(self, "nodes", _nodes(self.nodes, steps))
+
+    @property
+    def steps(self) -> int:
+        """k, which is also the network evaluations a sample."""
+        return len(self.t) - 1
+
+    @classmethod
+    def from_grid(
+        cls,
+        t: Tensor,
+        solver: str | solvers.Solver = "euler",
+        model: Denoiser | None = None,
+        *,
+        nodes: Tensor | None = None,
+        provenance: Provenance | None = None,
+    ) -> Schedule:
+        """The schedule of `solver` along the flow times `t`, a floating [k + 1] as from `grids.make`.
+
+        model: whose terms `sigmas` and `timesteps` are in, whose range `t` is checked against; None: a flow model's.
+        """
+        scheme = solvers.get(solver)
+        if model is None:
+            t = grids.check(t, name="t")
+            return cls(t, solvers.along(scheme, t), scheme.name, t, t[:-1], "flow", nodes, provenance or Provenance())
+        check_model(model)
+        t = grids.check(t, t_max=model.t_max, t_min=model.t_min, name="t")
+        return cls(
+            t,
+            solvers.along(scheme, t),
+            scheme.name,
+            model.sigmas(t),
+            model.timesteps(t[:-1]),
+            model.parameterization,
+            nodes,
+            provenance or Provenance(model=model.describe()),
+        )
+
+    @overload
+    def sample(
+        self,
+        model: Denoiser,
+        noise: Tensor,
+        cond: Mapping[str, Tensor] | None = None,
+        *,
+        batch_size: int | None = None,
+        progress: bool | ProgressCallback = False,
+        return_trajectory: Literal[False] = False,
+    ) -> Tensor: ...
+
+    @overload
+    def sample(
+        self,
+        model: Denoiser,
+        noise: Tensor,
+        cond: Mapping[str, Tensor] | None = None,
+        *,
+        batch_size: int | None = None,
+        progress: bool | ProgressCallback = False,
+        return_trajectory: Literal[True],
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @torch.no_grad()
+    def sample(
+        self,
+        model: Denoiser,
+        noise: Tensor,
+        cond: Mapping[str, Tensor] | None = None,
+        *,
+        batch_size: int | None = None,
+        progress: bool | ProgressCallback = False,
+        return_trajectory: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """x0 [B, ...] in the dtype of `noise`, after `steps` network evaluations a sample.
+
+        noise: [B, ...], unit normal; its dtype is what the network is fed, its device where it runs. The first state is
+            t[0] * noise.
+        cond: tensors [B, ...], handed to the network's function by name.
+        batch_size: network inputs a batch; None: 2^20 numbers, at most 256 inputs.
+        progress: True for a bar, or a callback (evaluations made, in all).
+        return_trajectory: also return the states [B, steps + 1, ...] in flow coordinates, float32 for half types.
+
+        Raises TypeError or ValueError for bad input before any evaluation, and for outputs of another shape or dtype or
+        with NaN or inf (the step and the sample are named).
+        """
+        check_model(model)
+        noise = check_noise(noise)
+        given = check_cond(cond, noise)
+        progress = check_progress(progress)
+        rows = default_batch_size(noise[0].numel())
+        if batch_size is not None:
+            rows = whole_number("batch_size", batch_size, least=1)
+        grids.check(self.t, t_max=model.t_max, t_min=model.t_min, name="t of the schedule")
+
+        state = noise.to(state_dtype(noise.dtype)) * float(self.t[0])
+        outputs: deque[Tensor] = deque(maxlen=self.coefficients.shape[1] - 1)
+        trajectory = [state]
+        with Counter(self.steps * len(noise), progress, "sampling") as counter:
+            for step, weights in enumerate(self.coefficients.tolist()):
+                output = evaluate(
+                    model,
+                    state.unsqueeze(1),
+                    self.t[step : step + 1],
+                    cond=given,
+                    dtype=noise.dtype,
+                    batch_size=rows,
+                    labels=[step],
+                    tick=counter.add,
+                )
+                outputs.appendleft(output.squeeze(1))
+                state = sum((u * w for u, w in zip(outputs, weights[1:], strict=False)), start=state * weights[0])
+                if return_trajectory:
+                    trajectory.append(state)
+        x0 = state.to(noise.dtype)
+        return (x0, torch.stack(trajectory, 1)) if return_trajectory else x0
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the JSON file `path`, whole or not at all. Every float survives bit for bit."""
+        schedule_file.write(
+            path,
+            schedule_file.ScheduleFile(
+                steps=self.steps,
+                parameterization=self.parameterization,
+                solver=self.solver,
+                t=self.t.tolist(),
+                nodes=None if self.nodes is None else self.nodes.tolist(),
+                sigmas=self.sigmas.tolist(),
+                timesteps=self.timesteps.tolist(),
+                coefficients=self.coefficients.tolist(),
+                provenance=self.provenance,
+            ),
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Schedule:
+        """The schedule in `path`. Raises FileNotFoundError, or ValueError naming the file and the field at fault."""
+        content = schedule_file.read(path)
+        return cls(
+            t=_float64(content.t),
+            coefficients=_float64(content.coefficients),
+            solver=content.solver,
+            sigmas=_float64(content.sigmas),
+            timesteps=_float64(content.timesteps),
+            parameterization=content.parameterization,
+            nodes=None if content.nodes is None else torch.tensor(content.nodes, dtype=torch.int64),
+            provenance=content.provenance,
+        )
+
+    def __repr__(self) -> str:
+        times = ", ".join(f"{value:.4g}" for value in self.t.tolist())
+        cost = self.provenance.cost if self.provenance.cost is not None else self.provenance.replayed_cost
+        scored = "" if cost is None else f", cost={cost:.3e}"
+        return f"Schedule({self.steps} steps of {self.solver}, {self.parameterization}, t=[{times}]{scored})"
+
+
+def _float64(values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _numbers(name: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise TypeError(f"{name}: got {getattr(value, 'dtype', type(value).__name__)}, wanted a floating tensor")
+    value = value.detach().to("cpu", torch.float64)
+    if not bool(torch.isfinite(value).all()):
+        raise ValueError(f"{name}: got NaN or inf, wanted finite numbers")
+    return value
+
+
+def _nodes(value: Any, steps: int) -> Tensor:
+    if not isinstance(value, Tensor) or value.is_floating_point() or value.dtype == torch.bool:
+        raise TypeError(f"nodes: got {getattr(value, 'dtype', type(value).__name__)}, wanted an integer tensor")
+    value = value.detach().to("cpu", torch.int64)
+    if value.shape != (steps + 1,) or bool((value.diff() <= 0).any()) or int(value[0]) < 0:
+        raise ValueError(f"nodes: got {value.tolist()}, wanted {steps + 1} ascending node numbers")
+    return value
