@@ -9,6 +9,8 @@ namespace oss_ext::cpu {
 constexpr int kTileSources = 32;
 constexpr int kTileTargets = 32;
 constexpr int kBlockDim = 512;
+// Up to here the lanes of a vector are targets, beyond they are dims.
+constexpr int kFewDims = 32;
 
 // One tile of (source, target) pairs over the dims [dim_begin, dim_end). Pointers stand at the tile's first row, at dim 0.
 // Pair (i, j) of the tile is wanted where j + diagonal > i; other sums are left 0.

@@ -138,10 +138,6 @@ OSS_EXT_INLINE uint16_t to_bf16(float x) {
 
 static void widen_f16(const uint16_t* from, int count, float* to) {
   int d = 0;
-#if defined(__AVX512F__)
-  for (; d + 16 <= count; d += 16)
-    _mm512_storeu_ps(to + d, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + d))));
-#endif
 #if defined(__F16C__)
   for (; d + 8 <= count; d += 8)
     _mm256_storeu_ps(to + d, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + d))));

@@ -1,0 +1,72 @@
+#include "oss_ext/min_reduce.h"
+
+#include <cmath>
+#include <limits>
+#include <new>
+
+#include "oss_ext/cpu/parallel.h"
+
+namespace oss_ext::cpu {
+namespace {
+
+// Targets of one task: their running minima stay in registers and L1 while the sources stream by.
+constexpr int64_t kChunk = 256;
+
+// Takes one source's candidates: only a finite one that is strictly smaller than all before it wins.
+template <class T>
+void take(const T* candidate, int32_t source, int64_t count, double* values, int32_t* backpointers) {
+  for (int64_t j = 0; j < count; ++j) {
+    const double c = static_cast<double>(candidate[j]);
+    const bool wins = std::isfinite(c) && c < values[j];
+    values[j] = wins ? c : values[j];
+    backpointers[j] = wins ? source : backpointers[j];
+  }
+}
+
+template <class T>
+void run(const MinReduceParams& params, int threads) {
+  const T* cost = static_cast<const T*>(params.cost);
+  const int64_t chunks = (params.targets + kChunk - 1) / kChunk;
+  const int64_t rows = params.joint ? 1 : params.batch;
+  const int64_t tasks = rows * chunks;
+  const double operations = static_cast<double>(params.batch) * params.sources * params.targets / 2;
+  parallel_for(tasks, worker_count(tasks, threads, operations), [&](int64_t task, int) {
+    const int64_t row = task / chunks, first = task % chunks * kChunk;
+    const int64_t count = std::min(kChunk, params.targets - first);
+    double* values = params.values + row * params.targets + first;
+    int32_t* backpointers = params.backpointers + row * params.targets + first;
+    std::fill_n(values, count, std::numeric_limits<double>::infinity());
+    std::fill_n(backpointers, count, kUnreached);
+    for (int64_t i = 0; i < params.sources; ++i) {
+      const T* candidate = cost + i * params.source_stride + first;
+      if (!params.joint) {
+        take(candidate + row * params.batch_stride, static_cast<int32_t>(i), count, values, backpointers);
+        continue;
+      }
+      double sum[kChunk] = {};
+      for (int64_t b = 0; b < params.batch; ++b)
+        for (int64_t j = 0; j < count; ++j) sum[j] += static_cast<double>(candidate[b * params.batch_stride + j]);
+      take(sum, static_cast<int32_t>(i), count, values, backpointers);
+    }
+  });
+}
+
+}  // namespace
+
+Status min_reduce(const MinReduceParams& params, int threads) {
+  if (params.batch < 0 || params.sources < 0 || params.targets < 0) return kInvalidArgument;
+  if (params.sources > std::numeric_limits<int32_t>::max()) return kInvalidArgument;
+  if (params.dtype != DType::f32 && params.dtype != DType::f64) return kUnsupportedDtype;
+  try {
+    if (params.dtype == DType::f64) {
+      run<double>(params, threads);
+    } else {
+      run<float>(params, threads);
+    }
+  } catch (const std::bad_alloc&) {
+    return kOutOfMemory;
+  }
+  return kOk;
+}
+
+}  // namespace oss_ext::cpu
