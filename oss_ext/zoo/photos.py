@@ -1,11 +1,11 @@
 """Training data of the bundled model: random crops of nine photographs that scikit-image and scikit-learn ship.
 
-PHOTOS.md beside this file states the source and the licence of each. Nothing is downloaded: the files are inside the two
-installed packages. One photograph is one class.
+PHOTOS.md beside this file states the source and the licence of each. Nothing is downloaded: the files are inside the
+two installed packages. One photograph is one class.
 
-A crop is a square of random place and size, brought to 32x32 by exact area averaging. With a summed-area table (Crow 1984)
-the mean of any box, at any fractional place and size, costs four reads; a whole batch is made on the training device with a
-few gathers.
+A crop is a square of random place and size, brought to 32x32 by exact area averaging. With a summed-area table (Crow,
+SIGGRAPH 1984) the mean of any box, at any fractional place and size, comes from its four corners; a whole batch is made
+on the training device with a few gathers.
 
 This file imports numpy and torch only (the two packages lazily), as ``network.py`` does.
 """
@@ -98,8 +98,8 @@ class Boxes:
 class Crops:
     """Random 32x32 crops of the photographs.
 
-    The side of a crop is drawn log-uniformly between max(64, short / 8) and short / 2 pixels of a photograph whose short
-    side is ``short``, so a crop pixel averages at least two by two pixels. A box lies inside its photograph.
+    The side of a crop is drawn log-uniformly between max(64, short / 8) and short / 2 pixels of a photograph whose
+    short side is ``short``, so a crop pixel averages at least two by two pixels. A box lies inside its photograph.
 
     Args:
         device: where the tables live and crops are made; about 110 MB in float64, because a float32 sum over a
@@ -147,7 +147,7 @@ class Crops:
         x = self._edges(boxes.left, boxes.side, edge, self._width[boxes.label])
         y0, x0 = y.floor(), x.floor()
         fy, fx = (y - y0)[:, :, None, None], (x - x0)[:, None, :, None]
-        # The integral of a piecewise constant image is bilinear between the table's entries: the interpolation is exact.
+        # The integral of a piecewise constant image is bilinear between the table's entries: this is exact.
         stride = (self._width[boxes.label] + 1)[:, None, None]
         corner = self._offset[boxes.label][:, None, None] + y0.long()[:, :, None] * stride + x0.long()[:, None, :]
         upper = torch.lerp(self._table[corner], self._table[corner + 1], fx)
