@@ -15,8 +15,8 @@ if(NOT CMAKE_CUDA_COMPILER OR OSS_EXT_CUDA STREQUAL "OFF")
   return()
 endif()
 
-# Architectures: what the user asked for, else the GPUs present, else machine code for every generation from sm_80 to
-# sm_120 (code of 8.0 runs on 8.x, of 10.0 on 10.x, of 12.0 on 12.x) and PTX for what comes after.
+# Architectures: what the user asked for, else the GPUs present, else a build that runs on all from sm_80 on: machine code
+# for 8.x and 9.0, and PTX that the driver compiles once for 10.x, 12.x and later.
 if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
   execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
                   OUTPUT_VARIABLE present RESULT_VARIABLE failed ERROR_QUIET OUTPUT_STRIP_TRAILING_WHITESPACE)
@@ -26,7 +26,7 @@ if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
     list(REMOVE_DUPLICATES present)
     set(CMAKE_CUDA_ARCHITECTURES ${present})
   else()
-    set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 100-real 120)
+    set(CMAKE_CUDA_ARCHITECTURES 80-real 90)
   endif()
 endif()
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)

@@ -1,6 +1,6 @@
 // Shortest path of exactly k edges over given additive costs, for k = 1..steps (what GITS, arXiv 2405.11326, needs):
 //   V_0 = initial,  V_k[j] = min_{i < j} cost[i,j] + discount * V_{k-1}[i],  B_k[j] = argmin_i
-// with the tie and NaN rule of min_reduce.h. Sums in double.
+// with the tie and NaN rule of best_source.h. Sums in double.
 #pragma once
 
 #include "oss_ext/types.h"

@@ -1,16 +1,14 @@
 // values[j] = min_i cost[i,j], backpointers[j] = argmin_i.
 //
-// The one rule, here and in min_plus: a candidate counts only if it is finite (NaN and +-inf never win); among equals the
-// smallest i wins, i.e. the noisiest source, the longest step; a target without a finite candidate is unreached:
-// value +inf, backpointer -1. joint: the costs of all samples are summed, in double and in order of the sample, before
-// the minimum; one non-finite sample rules the candidate out for all.
+// Ties and NaN as in best_source.h; a target without a finite candidate is unreached: value +inf, backpointer -1.
+// joint: the costs of all samples are summed, in double and in order of the sample, before the minimum; one non-finite
+// sample rules the candidate out for all.
 #pragma once
 
+#include "oss_ext/best_source.h"
 #include "oss_ext/types.h"
 
 namespace oss_ext {
-
-constexpr int32_t kUnreached = -1;
 
 struct MinReduceParams {
   int64_t batch, sources, targets;

@@ -1,0 +1,48 @@
+#include "oss_ext/advance.h"
+
+#include "oss_ext/cuda/advance.cuh"
+
+namespace oss_ext::cuda {
+namespace {
+
+template <typename T, int P, int kCount>
+Status launch(const AdvanceParams& params, cudaStream_t stream) {
+  AdvanceArgs args{};
+  args.batch = params.batch;
+  args.nodes = params.nodes;
+  args.dim = params.dim;
+  args.chunks = ceil_div(params.dim, 256 * kCount);
+  for (int p = 0; p < P; ++p) {
+    args.basis[p] = params.basis[p].data;
+    args.batch_stride[p] = params.basis[p].batch_stride;
+    args.node_stride[p] = params.basis[p].node_stride;
+  }
+  args.coefficients = params.coefficients;
+  args.coefficient_stride = params.coefficient_stride;
+  args.backpointers = params.backpointers;
+  args.backpointer_stride = params.backpointer_stride;
+  args.out = params.out;
+  advance_rows<T, P, kCount><<<params.batch * params.nodes * args.chunks, 256, 0, stream>>>(args);
+  return launch_status();
+}
+
+}  // namespace
+
+Status advance(const AdvanceParams& params, int device, void* stream) {
+  DeviceGuard guard(device);
+  if (guard.status() != kOk) return guard.status();
+  if (params.batch == 0) return kOk;
+  return dispatch_dtype(params.dtype, [&](auto element) {
+    using T = decltype(element);
+    constexpr int kVector = 16 / sizeof(T);
+    bool aligned = params.dim % kVector == 0;
+    for (int p = 0; p < params.basis_count; ++p) aligned = aligned && rows_aligned(params.basis[p], sizeof(T));
+    return dispatch_basis_count(params.basis_count, [&](auto count) {
+      constexpr int P = decltype(count)::value;
+      const auto on = static_cast<cudaStream_t>(stream);
+      return aligned ? launch<T, P, kVector>(params, on) : launch<T, P, 1>(params, on);
+    });
+  });
+}
+
+}  // namespace oss_ext::cuda

@@ -1,0 +1,88 @@
+#include "oss_ext/gram.h"
+
+#include <algorithm>
+
+#include "oss_ext/cuda/gram.cuh"
+
+namespace oss_ext::cuda {
+namespace {
+
+struct Plan {
+  int64_t tiles, splits, span;
+};
+
+template <int P>
+Plan plan_for(const GramParams& params, int device) {
+  Plan plan{GramTriangle<P>::count(params.source_begin, params.source_end, params.nodes), 1, params.dim};
+  if (plan.tiles * params.batch == 0) return plan;
+  // Enough blocks for four rounds over the GPU, but a thousand numbers each.
+  const int64_t wanted = ceil_div(8 * static_cast<int64_t>(multiprocessors(device)), plan.tiles * params.batch);
+  plan.span = std::max<int64_t>(ceil_div(ceil_div(params.dim, wanted), 32) * 32, 1024);
+  plan.splits = ceil_div(params.dim, plan.span);
+  return plan;
+}
+
+int64_t bytes_of(const Plan& plan, const GramParams& params) {
+  const int64_t entries = params.batch * params.nodes * params.nodes * params.basis_count;
+  return plan.splits > 1 ? plan.splits * entries * static_cast<int64_t>(sizeof(double)) : 0;
+}
+
+template <typename T, int P>
+Status compute(const GramParams& params, int device, cudaStream_t stream) {
+  const Plan plan = plan_for<P>(params, device);
+  if (params.workspace_bytes < bytes_of(plan, params)) return kWorkspaceTooSmall;
+  GramArgs args{};
+  args.batch = params.batch;
+  args.nodes = params.nodes;
+  args.dim = params.dim;
+  for (int p = 0; p < P; ++p) {
+    args.basis[p] = params.basis[p].data;
+    args.batch_stride[p] = params.basis[p].batch_stride;
+    args.node_stride[p] = params.basis[p].node_stride;
+  }
+  args.target = params.target.data;
+  args.target_batch_stride = params.target.batch_stride;
+  args.target_node_stride = params.target.node_stride;
+  args.weight = params.weight;
+  args.source_begin = params.source_begin;
+  args.source_end = params.source_end;
+  args.tiles = plan.tiles;
+  args.splits = plan.splits;
+  args.span = plan.span;
+  args.sums = plan.splits > 1 ? static_cast<double*>(params.workspace) : params.moment;
+  args.gram = params.gram;
+  const int64_t blocks = plan.tiles * plan.splits * params.batch;
+  if (blocks > 0) {
+    gram_moments<T, P><<<blocks, kGramThreads, 0, stream>>>(args);
+    if (Status status = launch_status()) return status;
+  }
+  finish_moments<P><<<ceil_div(params.batch * params.nodes * params.nodes * P, 256), 256, 0, stream>>>(
+      args.sums, plan.splits, params.batch, params.nodes, params.source_begin, params.source_end, params.moment);
+  if (Status status = launch_status()) return status;
+  gram_products<T, P><<<params.batch * params.nodes, 256, 0, stream>>>(args);
+  return launch_status();
+}
+
+}  // namespace
+
+int64_t gram_workspace(const GramParams& params, int device) {
+  int64_t bytes = 0;
+  const Status status = dispatch_basis_count(params.basis_count, [&](auto count) {
+    bytes = bytes_of(plan_for<decltype(count)::value>(params, device), params);
+    return kOk;
+  });
+  return status == kOk ? bytes : status;
+}
+
+Status gram(const GramParams& params, int device, void* stream) {
+  DeviceGuard guard(device);
+  if (guard.status() != kOk) return guard.status();
+  if (params.batch == 0) return kOk;
+  return dispatch_dtype(params.dtype, [&](auto element) {
+    return dispatch_basis_count(params.basis_count, [&](auto count) {
+      return compute<decltype(element), decltype(count)::value>(params, device, static_cast<cudaStream_t>(stream));
+    });
+  });
+}
+
+}  // namespace oss_ext::cuda

@@ -1,0 +1,52 @@
+// Gathers the winners' states: one thread combines kCount neighbouring numbers of one target's row.
+#pragma once
+
+#include "oss_ext/cuda/common.cuh"
+
+namespace oss_ext::cuda {
+
+struct AdvanceArgs {
+  int64_t batch, nodes, dim, chunks;  // chunks: blocks a row
+  const void* basis[kMaxBasis];
+  int64_t batch_stride[kMaxBasis], node_stride[kMaxBasis];
+  const void* coefficients;
+  int64_t coefficient_stride;
+  const int32_t* backpointers;
+  int64_t backpointer_stride;
+  void* out;
+};
+
+// Grid: batch * nodes * chunks.
+template <typename T, int P, int kCount>
+__global__ void __launch_bounds__(256) advance_rows(const AdvanceArgs args) {
+  using Acc = typename AccOf<T>::type;
+  using Vector = Pack<T, kCount>;
+  const int64_t chunk = blockIdx.x % args.chunks;
+  const int64_t row = blockIdx.x / args.chunks;
+  const int64_t b = row / args.nodes, j = row % args.nodes;
+  const int64_t d = (chunk * blockDim.x + threadIdx.x) * kCount;
+  if (d >= args.dim) return;
+  const int64_t i = args.backpointers[b * args.backpointer_stride + j];
+  const bool reached = i >= 0 && i < args.nodes;
+  Acc state[kCount];
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) state[k] = reached ? Acc(0) : Acc(NAN);
+  if (reached) {
+    const Acc* coefficient =
+        static_cast<const Acc*>(args.coefficients) + b * args.coefficient_stride + (i * args.nodes + j) * P;
+#pragma unroll
+    for (int p = 0; p < P; ++p) {
+      const T* source = static_cast<const T*>(args.basis[p]) + b * args.batch_stride[p] + i * args.node_stride[p] + d;
+      const Vector u = *reinterpret_cast<const Vector*>(source);
+      const Acc c = coefficient[p];
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) state[k] = p == 0 ? c * widen(u.at[k]) : fused(c, widen(u.at[k]), state[k]);
+    }
+  }
+  Vector out;
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) out.at[k] = narrow<T>(state[k]);
+  *reinterpret_cast<Vector*>(static_cast<T*>(args.out) + row * args.dim + d) = out;
+}
+
+}  // namespace oss_ext::cuda

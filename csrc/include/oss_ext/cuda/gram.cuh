@@ -1,0 +1,143 @@
+// Gram statistics in double. A warp's lanes run along the dimension; sums stay in registers.
+#pragma once
+
+#include "oss_ext/cuda/common.cuh"
+#include "oss_ext/cuda/triangle.cuh"
+
+namespace oss_ext::cuda {
+
+struct GramArgs {
+  int64_t batch, nodes, dim;
+  const void* basis[kMaxBasis];
+  int64_t batch_stride[kMaxBasis], node_stride[kMaxBasis];
+  const void* target;
+  int64_t target_batch_stride, target_node_stride;
+  const double* weight;
+  int64_t source_begin, source_end;
+  int64_t tiles, splits, span;  // span: numbers a split covers, a multiple of 32
+  double* sums;                 // moments [splits, batch, nodes, nodes, P]
+  double* gram;
+};
+
+constexpr int kGramI = 4, kGramWarpsI = 2, kGramWarpsJ = 4;
+constexpr int kGramThreads = 32 * kGramWarpsI * kGramWarpsJ;
+template <int P>
+constexpr int kGramJ = P <= 2 ? 4 : 2;
+template <int P>
+using GramTriangle = Triangle<kGramI * kGramWarpsI, kGramJ<P> * kGramWarpsJ>;
+
+__device__ __forceinline__ double warp_sum(double x) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+  return x;
+}
+
+// Grid: batch * splits * tiles.
+template <typename T, int P>
+__global__ void __launch_bounds__(kGramThreads) gram_moments(const __grid_constant__ GramArgs args) {
+  constexpr int TI = kGramI, TJ = kGramJ<P>;
+  const int64_t split = blockIdx.x / args.tiles % args.splits;
+  const int64_t b = blockIdx.x / args.tiles / args.splits;
+  const GramTriangle<P> tile(blockIdx.x % args.tiles, args.source_begin, args.nodes);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int64_t i0 = tile.source + warp / kGramWarpsJ * TI, j0 = tile.target + warp % kGramWarpsJ * TJ;
+  if (i0 >= args.source_end || j0 >= args.nodes || j0 + TJ - 1 <= i0) return;
+
+  double sum[TI][TJ][P] = {};
+  const int64_t end = min((split + 1) * args.span, args.dim);
+  for (int64_t d = split * args.span + lane; d < end; d += 32) {
+    double y[TJ];
+#pragma unroll
+    for (int j = 0; j < TJ; ++j) {
+      const int64_t row = min(j0 + j, args.nodes - 1);  // a row past the end is read again, and not written
+      y[j] = widen(static_cast<const T*>(args.target)[b * args.target_batch_stride + row * args.target_node_stride + d]);
+    }
+    const double w = args.weight ? args.weight[d] : 1.0;
+#pragma unroll
+    for (int i = 0; i < TI; ++i) {
+      const int64_t row = min(i0 + i, args.source_end - 1);
+      double u[P];
+#pragma unroll
+      for (int p = 0; p < P; ++p) {
+        u[p] = widen(static_cast<const T*>(args.basis[p])[b * args.batch_stride[p] + row * args.node_stride[p] + d]);
+      }
+#pragma unroll
+      for (int j = 0; j < TJ; ++j) {
+        const double move = w * (y[j] - u[0]);
+#pragma unroll
+        for (int p = 0; p < P; ++p) sum[i][j][p] = fma(u[p], move, sum[i][j][p]);
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < TI; ++i) {
+#pragma unroll
+    for (int j = 0; j < TJ; ++j) {
+#pragma unroll
+      for (int p = 0; p < P; ++p) {
+        const double total = warp_sum(sum[i][j][p]);
+        const int64_t from = i0 + i, to = j0 + j;
+        if (lane == 0 && from < args.source_end && to < args.nodes && to > from) {
+          args.sums[(((split * args.batch + b) * args.nodes + from) * args.nodes + to) * P + p] = total;
+        }
+      }
+    }
+  }
+}
+
+// moment = the splits' sums in their order; 0 outside the wanted pairs.
+template <int P>
+__global__ void finish_moments(const double* sums, int64_t splits, int64_t batch, int64_t nodes, int64_t source_begin,
+                               int64_t source_end, double* moment) {
+  const int64_t entry = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t entries = batch * nodes * nodes * P;
+  if (entry >= entries) return;
+  const int64_t i = entry / P / nodes % nodes, j = entry / P % nodes;
+  double total = 0.0;
+  if (i >= source_begin && i < source_end && j > i) {
+    for (int64_t s = 0; s < splits; ++s) total += sums[s * entries + entry];
+  }
+  moment[entry] = total;
+}
+
+// One block a node: its P x P inner products. Grid: batch * nodes.
+template <typename T, int P>
+__global__ void __launch_bounds__(256) gram_products(const __grid_constant__ GramArgs args) {
+  constexpr int kPairs = P * (P + 1) / 2;
+  const int64_t b = blockIdx.x / args.nodes, i = blockIdx.x % args.nodes;
+  double sum[kPairs] = {};
+  if (i >= args.source_begin && i < args.source_end) {
+    for (int64_t d = threadIdx.x; d < args.dim; d += blockDim.x) {
+      const double w = args.weight ? args.weight[d] : 1.0;
+      double u[P];
+#pragma unroll
+      for (int p = 0; p < P; ++p) {
+        u[p] = widen(static_cast<const T*>(args.basis[p])[b * args.batch_stride[p] + i * args.node_stride[p] + d]);
+      }
+      int pair = 0;
+#pragma unroll
+      for (int p = 0; p < P; ++p) {
+#pragma unroll
+        for (int q = 0; q <= p; ++q) {
+          sum[pair] = fma(w * u[p], u[q], sum[pair]);
+          ++pair;
+        }
+      }
+    }
+  }
+  __shared__ double warp_totals[8][kPairs];
+#pragma unroll
+  for (int pair = 0; pair < kPairs; ++pair) {
+    const double total = warp_sum(sum[pair]);
+    if (threadIdx.x % 32 == 0) warp_totals[threadIdx.x / 32][pair] = total;
+  }
+  __syncthreads();
+  if (threadIdx.x >= P * P) return;
+  const int p = threadIdx.x / P, q = threadIdx.x % P;
+  const int pair = p >= q ? p * (p + 1) / 2 + q : q * (q + 1) / 2 + p;
+  double total = 0.0;
+  for (int w = 0; w < 8; ++w) total += warp_totals[w][pair];
+  args.gram[blockIdx.x * static_cast<int64_t>(P * P) + threadIdx.x] = total;
+}
+
+}  // namespace oss_ext::cuda

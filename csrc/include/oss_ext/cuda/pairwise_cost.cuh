@@ -1,0 +1,299 @@
+// Two kernels for cost[b,i,j] = sum_d w_d (sum_p C_ijp u_p(i) - y_j)^2, both over blocks of (sources x targets) in the
+// upper triangle, and the pass that adds the parts of a split dimension and scales.
+//
+// - pairwise_cost_tiled, for long rows: a warp owns a tile of TI x TJ pairs, its sums and coefficients in registers, and
+//   its lanes run along the dimension; the block's rows come through shared memory, kStages chunks deep.
+//   P + 1 fused instructions a pair and dimension, (P TI + TJ) / (TI TJ) shared loads.
+// - pairwise_cost_short, for rows of a few numbers: a thread owns one target and kShortSources sources.
+#pragma once
+
+#include "oss_ext/cuda/common.cuh"
+#include "oss_ext/cuda/triangle.cuh"
+
+namespace oss_ext::cuda {
+
+struct CostArgs {
+  int64_t batch, nodes, dim;
+  const void* basis[kMaxBasis];
+  int64_t batch_stride[kMaxBasis], node_stride[kMaxBasis];
+  const void* target;
+  int64_t target_batch_stride, target_node_stride;
+  const void* coefficients;
+  int64_t coefficient_stride;
+  const void* weight;
+  int64_t source_begin, source_end;
+  int64_t tiles;          // tiles of the upper triangle, a sample
+  int64_t splits, chunks_per_split;
+  void* sums;             // acc [splits, batch, nodes, nodes]
+  bool aligned;           // every row may be read 16 bytes at a time
+};
+
+__device__ __forceinline__ void copy_async_16(void* shared, const void* global) {
+  const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(at), "l"(global));
+}
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;\n"); }
+template <int kPending>
+__device__ __forceinline__ void wait_copies() {
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending));
+}
+
+// A warp's tile and how the block's warps are laid out.
+template <int kTI, int kTJ, int kWarpsI, int kWarpsJ, int kStagesDeep>
+struct CostTile {
+  static constexpr int TI = kTI, TJ = kTJ, WI = kWarpsI, WJ = kWarpsJ, kStages = kStagesDeep;
+  static constexpr int kSources = TI * WI, kTargets = TJ * WJ, kThreads = 32 * WI * WJ;
+};
+
+template <typename T, int P, class Tile>
+struct CostLayout {
+  static constexpr int kLane = sizeof(T) == 8 ? 2 : 4;  // numbers a lane takes of a chunk
+  static constexpr int kChunk = 32 * kLane;
+  static constexpr int kRows = P * Tile::kSources + Tile::kTargets;
+  static constexpr int kVector = 16 / sizeof(T);
+  static constexpr int kVectorsPerRow = kChunk / kVector;
+  static constexpr int kBytes = Tile::kStages * kRows * kChunk * static_cast<int>(sizeof(T));
+};
+
+// Brings chunk `first` .. of every row of the block to shared memory, zero beyond the rows and beyond the dimension.
+template <typename T, int P, class Tile>
+__device__ __forceinline__ void load_chunk(const CostArgs& args, int64_t b, int64_t source, int64_t target,
+                                           int64_t first, T* shared) {
+  using Layout = CostLayout<T, P, Tile>;
+  const auto row_at = [&](int row, bool& inside) -> const T* {
+    if (row < P * Tile::kSources) {
+      const int p = row / Tile::kSources;
+      const int64_t i = source + row % Tile::kSources;
+      inside = i < args.source_end;
+      return static_cast<const T*>(args.basis[p]) + b * args.batch_stride[p] + i * args.node_stride[p];
+    }
+    const int64_t j = target + row - P * Tile::kSources;
+    inside = j < args.nodes;
+    return static_cast<const T*>(args.target) + b * args.target_batch_stride + j * args.target_node_stride;
+  };
+  if (args.aligned && first + Layout::kChunk <= args.dim) {
+    for (int v = threadIdx.x; v < Layout::kRows * Layout::kVectorsPerRow; v += Tile::kThreads) {
+      const int row = v / Layout::kVectorsPerRow, d = v % Layout::kVectorsPerRow * Layout::kVector;
+      bool inside;
+      const T* from = row_at(row, inside);
+      T* to = shared + row * Layout::kChunk + d;
+      if (inside) {
+        copy_async_16(to, from + first + d);
+      } else {
+        *reinterpret_cast<float4*>(to) = float4{0.f, 0.f, 0.f, 0.f};
+      }
+    }
+  } else {
+    for (int v = threadIdx.x; v < Layout::kRows * Layout::kChunk; v += Tile::kThreads) {
+      const int row = v / Layout::kChunk, d = v % Layout::kChunk;
+      bool inside;
+      const T* from = row_at(row, inside);
+      shared[v] = inside && first + d < args.dim ? from[first + d] : T(0.f);
+    }
+  }
+}
+
+template <typename T, int P, class Tile, bool kWeighted>
+__global__ void __launch_bounds__(Tile::kThreads) pairwise_cost_tiled(const __grid_constant__ CostArgs args) {
+  using Acc = typename AccOf<T>::type;
+  using Layout = CostLayout<T, P, Tile>;
+  constexpr int TI = Tile::TI, TJ = Tile::TJ, kLane = Layout::kLane;
+  constexpr int kPart = 2;  // numbers of a lane in flight: bounds the registers
+  extern __shared__ __align__(16) unsigned char shared_bytes[];
+  T* shared = reinterpret_cast<T*>(shared_bytes);
+
+  const int64_t tile_index = blockIdx.x % args.tiles;
+  const int64_t split = blockIdx.x / args.tiles % args.splits;
+  const int64_t b = blockIdx.x / args.tiles / args.splits;
+  const Triangle<Tile::kSources, Tile::kTargets> tile(tile_index, args.source_begin, args.nodes);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warp_i = warp / Tile::WJ * TI, warp_j = warp % Tile::WJ * TJ;
+  const int64_t i0 = tile.source + warp_i, j0 = tile.target + warp_j;
+  const bool active = i0 < args.source_end && j0 < args.nodes && j0 + TJ - 1 > i0;
+
+  Acc c[TI][TJ][P], sum[TI][TJ];
+#pragma unroll
+  for (int i = 0; i < TI; ++i) {
+#pragma unroll
+    for (int j = 0; j < TJ; ++j) {
+      sum[i][j] = Acc(0);
+      const bool wanted = active && i0 + i < args.source_end && j0 + j < args.nodes && j0 + j > i0 + i;
+      const Acc* at = static_cast<const Acc*>(args.coefficients) + b * args.coefficient_stride +
+                      ((i0 + i) * args.nodes + j0 + j) * P;
+#pragma unroll
+      for (int p = 0; p < P; ++p) c[i][j][p] = wanted ? at[p] : Acc(0);
+    }
+  }
+
+  const int64_t chunks = (args.dim + Layout::kChunk - 1) / Layout::kChunk;
+  const int64_t begin = split * args.chunks_per_split;
+  const int64_t end = min(begin + args.chunks_per_split, chunks);
+  constexpr int kStageSize = Layout::kRows * Layout::kChunk;
+  for (int s = 0; s < Tile::kStages - 1; ++s) {
+    if (begin + s < end) {
+      load_chunk<T, P, Tile>(args, b, tile.source, tile.target, (begin + s) * Layout::kChunk, shared + s * kStageSize);
+    }
+    commit_copies();
+  }
+  int stage = 0;
+  for (int64_t chunk = begin; chunk < end; ++chunk) {
+    wait_copies<Tile::kStages - 2>();
+    __syncthreads();
+    const int64_t ahead = chunk + Tile::kStages - 1;
+    if (ahead < end) {
+      const int slot = stage == 0 ? Tile::kStages - 1 : stage - 1;
+      load_chunk<T, P, Tile>(args, b, tile.source, tile.target, ahead * Layout::kChunk, shared + slot * kStageSize);
+    }
+    commit_copies();
+    if (active) {
+      const T* rows = shared + stage * kStageSize + lane * kLane;
+#pragma unroll
+      for (int part = 0; part < kLane; part += kPart) {
+        Acc y[TJ][kPart], w[kPart];
+#pragma unroll
+        for (int j = 0; j < TJ; ++j) {
+          const auto packed = *reinterpret_cast<const Pack<T, kPart>*>(
+              rows + (P * Tile::kSources + warp_j + j) * Layout::kChunk + part);
+#pragma unroll
+          for (int k = 0; k < kPart; ++k) y[j][k] = widen(packed.at[k]);
+        }
+        if constexpr (kWeighted) {
+#pragma unroll
+          for (int k = 0; k < kPart; ++k) {
+            const int64_t d = chunk * Layout::kChunk + lane * kLane + part + k;
+            w[k] = d < args.dim ? static_cast<const Acc*>(args.weight)[d] : Acc(0);
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < TI; ++i) {
+          Acc u[P][kPart];
+#pragma unroll
+          for (int p = 0; p < P; ++p) {
+            const auto packed = *reinterpret_cast<const Pack<T, kPart>*>(
+                rows + (p * Tile::kSources + warp_i + i) * Layout::kChunk + part);
+#pragma unroll
+            for (int k = 0; k < kPart; ++k) u[p][k] = widen(packed.at[k]);
+          }
+#pragma unroll
+          for (int j = 0; j < TJ; ++j) {
+#pragma unroll
+            for (int k = 0; k < kPart; ++k) {
+              Acc off = fused(c[i][j][0], u[0][k], -y[j][k]);
+#pragma unroll
+              for (int p = 1; p < P; ++p) off = fused(c[i][j][p], u[p][k], off);
+              sum[i][j] = fused(kWeighted ? off * w[k] : off, off, sum[i][j]);
+            }
+          }
+        }
+      }
+    }
+    stage = stage == Tile::kStages - 1 ? 0 : stage + 1;
+  }
+  if (!active) return;
+
+  Acc* sums = static_cast<Acc*>(args.sums) + (split * args.batch + b) * args.nodes * args.nodes;
+#pragma unroll
+  for (int i = 0; i < TI; ++i) {
+#pragma unroll
+    for (int j = 0; j < TJ; ++j) {
+      Acc total = sum[i][j];
+#pragma unroll
+      for (int step = 16; step > 0; step /= 2) total += __shfl_xor_sync(0xffffffffu, total, step);
+      if (lane == (i * TJ + j) % 32 && i0 + i < args.source_end && j0 + j < args.nodes && j0 + j > i0 + i) {
+        sums[(i0 + i) * args.nodes + j0 + j] = total;
+      }
+    }
+  }
+}
+
+constexpr int kShortDim = 64;     // rows up to this length go to pairwise_cost_short
+constexpr int kShortSlice = 16;
+constexpr int kShortSources = 16;
+constexpr int kShortTargets = 128;
+
+// Block kShortTargets; grid: batch * tiles. One split: writes `sums` once.
+template <typename T, int P, bool kWeighted>
+__global__ void __launch_bounds__(kShortTargets) pairwise_cost_short(const __grid_constant__ CostArgs args) {
+  using Acc = typename AccOf<T>::type;
+  __shared__ __align__(16) Acc u[P][kShortSources][kShortSlice];
+  __shared__ Acc y[kShortTargets][kShortSlice + 1];
+  const int64_t b = blockIdx.x / args.tiles;
+  const Triangle<kShortSources, kShortTargets> tile(blockIdx.x % args.tiles, args.source_begin, args.nodes);
+  const int64_t target = tile.target + threadIdx.x;
+
+  Acc sum[kShortSources];
+#pragma unroll
+  for (int i = 0; i < kShortSources; ++i) sum[i] = Acc(0);
+  for (int64_t first = 0; first < args.dim; first += kShortSlice) {
+    __syncthreads();
+    for (int v = threadIdx.x; v < P * kShortSources * kShortSlice; v += kShortTargets) {
+      const int d = v % kShortSlice, i = v / kShortSlice % kShortSources, p = v / kShortSlice / kShortSources;
+      const bool inside = tile.source + i < args.source_end && first + d < args.dim;
+      u[p][i][d] = inside ? widen(static_cast<const T*>(args.basis[p])[b * args.batch_stride[p] +
+                                                                     (tile.source + i) * args.node_stride[p] + first + d])
+                          : Acc(0);
+    }
+    for (int v = threadIdx.x; v < kShortTargets * kShortSlice; v += kShortTargets) {
+      const int d = v % kShortSlice, j = v / kShortSlice;
+      const bool inside = tile.target + j < args.nodes && first + d < args.dim;
+      y[j][d] = inside ? widen(static_cast<const T*>(args.target)[b * args.target_batch_stride +
+                                                               (tile.target + j) * args.target_node_stride + first + d])
+                       : Acc(0);
+    }
+    __syncthreads();
+    if (target >= args.nodes) continue;
+    Acc mine[kShortSlice];
+#pragma unroll
+    for (int d = 0; d < kShortSlice; ++d) mine[d] = y[threadIdx.x][d];
+#pragma unroll
+    for (int i = 0; i < kShortSources; ++i) {
+      const int64_t source = tile.source + i;
+      if (source >= args.source_end || target <= source) continue;
+      const Acc* at = static_cast<const Acc*>(args.coefficients) + b * args.coefficient_stride +
+                      (source * args.nodes + target) * P;
+      Acc c[P];
+#pragma unroll
+      for (int p = 0; p < P; ++p) c[p] = at[p];
+#pragma unroll
+      for (int d = 0; d < kShortSlice; ++d) {
+        Acc off = fused(c[0], u[0][i][d], -mine[d]);
+#pragma unroll
+        for (int p = 1; p < P; ++p) off = fused(c[p], u[p][i][d], off);
+        // Beyond the dimension everything is zero, but the coefficient may be infinite: 0 * inf.
+        if (first + d >= args.dim) off = Acc(0);
+        Acc scaled = off;
+        if constexpr (kWeighted) {
+          scaled *= first + d < args.dim ? static_cast<const Acc*>(args.weight)[first + d] : Acc(0);
+        }
+        sum[i] = fused(scaled, off, sum[i]);
+      }
+    }
+  }
+  if (target >= args.nodes) return;
+  Acc* sums = static_cast<Acc*>(args.sums) + b * args.nodes * args.nodes;
+#pragma unroll
+  for (int i = 0; i < kShortSources; ++i) {
+    const int64_t source = tile.source + i;
+    if (source < args.source_end && target > source) sums[source * args.nodes + target] = sum[i];
+  }
+}
+
+// cost = target_weight / D * (the splits' sums, added in their order, in double); +inf outside the wanted pairs.
+template <typename Acc>
+__global__ void finish_cost(const Acc* sums, int64_t splits, int64_t batch, int64_t nodes, int64_t source_begin,
+                            int64_t source_end, double scale, const Acc* target_weight, Acc* cost) {
+  const int64_t entry = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t entries = batch * nodes * nodes;
+  if (entry >= entries) return;
+  const int64_t i = entry / nodes % nodes, j = entry % nodes;
+  if (i < source_begin || i >= source_end || j <= i) {
+    cost[entry] = Acc(INFINITY);
+    return;
+  }
+  double total = 0.0;
+  for (int64_t s = 0; s < splits; ++s) total += sums[s * entries + entry];
+  if (target_weight) total *= target_weight[j];
+  cost[entry] = static_cast<Acc>(total * scale);
+}
+
+}  // namespace oss_ext::cuda
