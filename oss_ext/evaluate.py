@@ -16,7 +16,7 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def default_batch_size(dim: int) -> int:
-    """Network inputs a batch where the caller names no number: 2^20 numbers in all, 1 to 256 inputs of `dim` numbers."""
+    """Network inputs a batch where the caller names none: 2^20 numbers in all, 1 to 256 inputs of `dim` numbers."""
     return max(1, min(256, 2**20 // dim))
 
 

@@ -1,0 +1,104 @@
+"""What `dp_search` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from oss_ext.models import Denoiser
+from oss_ext.provenance import Provenance
+from oss_ext.schedule import Schedule
+from oss_ext.search_core import Found
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SearchResult:
+    """Schedules for every budget k = 1..K, and what the search knew of them. B samples, N teacher steps.
+
+    schedules: {k: Schedule}, or {k: [Schedule] * B} with share "per_sample".
+    costs: {k: float64 [B]}: mean squared distance to the teacher's clean states, each sample along its schedule.
+    endpoints: {k: [B, ...]}: the clean states that they end in. teacher: [B, ...], the teacher's. On the device of the
+        noise, float32 for half types.
+    t: float64 [N + 1], the teacher's grid; grid: its name, "custom" for a tensor.
+    values: float64 [K, N + 1] (joint, mean over the samples) or [K, B, N + 1]: entry [k - 1, ..., j] is the least cost
+        found of reaching node j with exactly k steps, +inf where that is impossible. backpointers: int32, alike, -1.
+    nfe: network evaluations a sample: "teacher", "search", "replay" (median only), "total"; a guided one counts once.
+    """
+
+    schedules: dict[int, Schedule | list[Schedule]]
+    costs: dict[int, Tensor]
+    endpoints: dict[int, Tensor]
+    teacher: Tensor
+    t: Tensor
+    grid: str
+    values: Tensor
+    backpointers: Tensor
+    nfe: dict[str, int]
+    solver: str
+    share: str
+    start: str
+
+    @property
+    def steps(self) -> int:
+        """K, the largest budget."""
+        return max(self.schedules)
+
+    @property
+    def schedule(self) -> Schedule | list[Schedule]:
+        """`schedules[K]`."""
+        return self.schedules[self.steps]
+
+    @classmethod
+    def build(
+        cls, found: Found, model: Denoiser, *, grid: str, metadata: Mapping[str, Any] | None = None
+    ) -> SearchResult:
+        """The result in the terms of `model`. grid: a name for provenance. metadata: JSON values for provenance."""
+        common: dict[str, Any] = {
+            "grid": grid,
+            "teacher_steps": len(found.t) - 1,
+            "share": found.share,
+            "start": found.start,
+            "samples": len(found.teacher),
+            "model": model.describe(),
+            "metadata": dict(metadata or {}),
+            "nfe": found.nfe,
+        }
+        schedules: dict[int, Schedule | list[Schedule]] = {}
+        for budget, (path, cost) in enumerate(zip(found.paths, found.costs, strict=True), start=1):
+            if found.share == "per_sample":
+                schedules[budget] = [
+                    _schedule(found, nodes, model, {**common, "sample": sample, "cost": float(cost[sample])})
+                    for sample, nodes in enumerate(path)
+                ]
+            else:
+                score = "replayed_cost" if found.share == "median" else "cost"
+                schedules[budget] = _schedule(found, path, model, {**common, score: float(cost.mean())})
+        budgets = range(1, len(found.paths) + 1)
+        return cls(
+            schedules=schedules,
+            costs=dict(zip(budgets, found.costs, strict=True)),
+            endpoints=dict(zip(budgets, found.endpoints, strict=True)),
+            teacher=found.teacher,
+            t=found.t,
+            grid=grid,
+            values=found.values,
+            backpointers=found.backpointers,
+            nfe=found.nfe,
+            solver=found.solver.name,
+            share=found.share,
+            start=found.start,
+        )
+
+    def __repr__(self) -> str:
+        costs = ", ".join(f"{budget}: {float(cost.mean()):.3e}" for budget, cost in self.costs.items())
+        return (
+            f"SearchResult({self.solver}, {self.share}, {self.start} start, {len(self.teacher)} samples, "
+            f"grid {self.grid!r} of {len(self.t) - 1} steps, {self.nfe['total']} evaluations a sample, cost by budget {{{costs}}})"
+        )
+
+
+def _schedule(found: Found, nodes: Tensor, model: Denoiser, origin: dict[str, Any]) -> Schedule:
+    return Schedule.from_grid(found.t[nodes], found.solver, model, nodes=nodes, provenance=Provenance(**origin))
