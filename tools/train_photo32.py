@@ -224,7 +224,7 @@ def sample(model: network.VelocityNetwork, noise: Tensor, label: Tensor, scale: 
 
 
 def sample_sheet(model: network.VelocityNetwork, crops: photos.Crops, pool: int, steps: int) -> Image.Image:
-    """A row a class: 8 samples at guidance 1, 8 at guidance 3 from the same noises, the real crops nearest to the first.
+    """A row a class: 8 samples at guidance 1, 8 at guidance 3 from the same noises, the crops nearest to the first.
 
     Distances are Euclidean over pixels, among ``pool`` random crops of all classes.
     """
@@ -288,7 +288,7 @@ def main() -> None:
         "parameter_count": sum(p.numel() for p in training.model.parameters()),
         "classes": photos.class_names(),
         "data": {
-            "photographs": "see PHOTOS.md",
+            "photographs": {p.name: {"source": p.source, "licence": p.licence} for p in photos.PHOTOS},
             "scikit-image": version("scikit-image"),
             "scikit-learn": version("scikit-learn"),
             "crops": "random squares of max(64, short / 8) to short / 2 pixels, area-averaged to 32x32",

@@ -49,24 +49,34 @@ class Photo:
     Args:
         name: the class name.
         read: returns uint8 [height, width, 3].
+        source: who made it, or where it comes from.
+        licence: the terms under which the two packages ship it.
         upright: whether the picture has an up direction; without one, crops are flipped vertically too.
     """
 
     name: str
     read: Callable[[], np.ndarray]
+    source: str
+    licence: str
     upright: bool = True
 
 
 PHOTOS = (
-    Photo("astronaut", _skimage("astronaut")),
-    Photo("coffee", _skimage("coffee")),
-    Photo("chelsea", _skimage("chelsea")),
-    Photo("rocket", _skimage("rocket")),
-    Photo("hubble", _skimage("hubble_deep_field"), upright=False),
-    Photo("ihc", _skimage("immunohistochemistry"), upright=False),
-    Photo("retina", _skimage("retina")),
-    Photo("china", _sklearn("china.jpg")),
-    Photo("flower", _sklearn("flower.jpg")),
+    Photo("astronaut", _skimage("astronaut"), "NASA Great Images", "public domain"),
+    Photo("coffee", _skimage("coffee"), "Rachel Michetti, courtesy of Pikolo Espresso Bar", "CC0"),
+    Photo("chelsea", _skimage("chelsea"), "Stefan van der Walt", "CC0"),
+    Photo("rocket", _skimage("rocket"), "SpaceX Photos, DSCOVR launch", "public domain"),
+    Photo("hubble", _skimage("hubble_deep_field"), "NASA, HubbleSite 2012/37", "public domain", upright=False),
+    Photo(
+        "ihc",
+        _skimage("immunohistochemistry"),
+        "Center for Microscopy and Molecular Imaging (CMMI)",
+        "no known copyright restrictions",
+        upright=False,
+    ),
+    Photo("retina", _skimage("retina"), "Mikael Häggström, Wikimedia Commons", "CC0 1.0"),
+    Photo("china", _sklearn("china.jpg"), "danielbuechele, Flickr 6061409035", "CC BY 2.0"),
+    Photo("flower", _sklearn("flower.jpg"), "vultilion, Flickr 6056698931", "CC BY 2.0"),
 )
 """The classes, in the order of their labels."""
 
