@@ -18,6 +18,11 @@ using TileFor = std::conditional_t<
     sizeof(T) == 8, DoubleTile,
     std::conditional_t<kWeighted, SmallTile, std::conditional_t<sizeof(T) == 4 && P <= 2, LargeTile, MediumTile>>>;
 
+struct Plan {
+  int64_t tiles, splits, chunks_per_split;
+  bool short_rows;
+};
+
 template <typename T, int P, bool kWeighted>
 Plan plan_for(const PairwiseCostParams& params, int device) {
   using Tile = TileFor<T, P, kWeighted>;

@@ -63,7 +63,8 @@ struct Micro {
     Vector<T> y[2], u[2][P];
     for (int j = 0; j < 2; ++j) y[j] = load(m.target[j] + d);
     for (int i = 0; i < 2; ++i)
-      for (int p = 0; p < P; ++p) u[i][p] = load(m.basis[i] + p * kBlockDim + d);
+      for (int p = 0; p < P; ++p) { u[i][p] = load(m.basis[i] + p * kBlockDim + d); asm("" : "+v"(u[i][p])); }
+    for (int j = 0; j < 2; ++j) asm("" : "+v"(y[j]));
     for (int i = 0; i < 2; ++i)
       for (int j = 0; j < 2; ++j) {
         Vector<T> a = m.c[i][j][0] * u[i][0] - y[j];

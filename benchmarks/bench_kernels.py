@@ -1,0 +1,174 @@
+"""One stage of the search (cost, minimum, advance; joint, Euler, fp32) beside its floors and its peers.
+
+    python benchmarks/bench_kernels.py                  # every size of the table, on the GPU; saves results/kernels.json
+    python benchmarks/bench_kernels.py --size 16,200,12288 --runs 50
+    python benchmarks/bench_kernels.py --device cpu --size 1,50,3072     # no floors: a CPU has no known peak here
+
+Inputs rotate through more memory than the last-level cache holds; the result is checked before it is timed.
+Floors, for P = 2 (state and velocity), B samples, M = N + 1 nodes, D numbers:
+    memory  6 x 4 B M D bytes (state, velocity, teacher read for the cost; winners' state and velocity read, state written)
+    fp32    3 x B (N^2 / 2) D fused instructions (two to form a candidate's error, one to add its square)
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import measure
+import peers
+import torch
+
+from oss_ext import kernels
+
+SIZES = [
+    (1, 200, 12288),
+    (16, 200, 12288),
+    (64, 200, 12288),
+    (4, 100, 262144),
+    (8, 1000, 12288),
+    (256, 500, 16),
+    (1, 50, 2097152),
+]
+CACHE_BYTES = 256 * 2**20  # rotate through at least this much
+
+
+def make_inputs(batch: int, steps: int, dim: int, device: torch.device, seed: int):
+    """A smooth made-up trajectory, its states slightly off, and velocities: costs as spread out as a search meets them."""
+    generator = torch.Generator(device).manual_seed(seed)
+    t = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=device)
+    a, b, c = (torch.randn(batch, 1, dim, device=device, generator=generator) for _ in range(3))
+    s = t.float()[None, :, None]
+    y = a * s + b * (1 - s) + c * (s * (1 - s))
+    x = y + 0.01 * torch.randn(batch, steps + 1, dim, device=device, generator=generator)
+    v = a - b + c * (1 - 2 * s)
+    return x, v, y, t
+
+
+def our_stage(x, v, y, t):
+    """One stage with our kernels -> (backpointers, states)."""
+    coefficients = torch.stack([torch.ones(len(t), len(t), device=t.device, dtype=t.dtype), t[None] - t[:, None]], -1)
+    cost = kernels.pairwise_cost([x, v], coefficients, y)
+    _, pointers = kernels.min_reduce(cost, joint=True)
+    return pointers, kernels.advance([x, v], coefficients, pointers)
+
+
+def exact_total(x, v, y, t, targets):
+    """Joint costs [M, len(targets)] in float64, one target at a time."""
+    columns = []
+    for j in targets:
+        step = (t[j] - t)[None, :, None]
+        total = torch.zeros(len(t), dtype=torch.float64, device=x.device)
+        for b in range(x.shape[0]):
+            total += (x[b].double() + step[0] * v[b].double() - y[b, j].double()).square().mean(1)
+        total[j:] = float("inf")
+        columns.append(total)
+    return torch.stack(columns, 1)
+
+
+def worst_excess(pointers, exact, targets) -> float:
+    """How much dearer the chosen sources are than the exact best, relative: 0 where the same is chosen."""
+    chosen = exact.gather(0, pointers[targets].long()[None])[0]
+    return float(((chosen - exact.min(0).values) / exact.min(0).values).max())
+
+
+def bench(size, device, runs, peer_runs, copy_rate, fp32_rate):
+    batch, steps, dim = size
+    nodes = steps + 1
+    input_bytes = 3 * 4 * batch * nodes * dim
+    sets = [make_inputs(batch, steps, dim, device, seed) for seed in range(max(1, -(-CACHE_BYTES // input_bytes)) )][:32]
+    targets = torch.tensor(sorted({1, steps // 3, steps // 2, steps - 1, steps} - {0}), device=device)
+    row = {"batch": batch, "steps": steps, "dim": dim, "input_sets": len(sets)}
+    exact = exact_total(*sets[0], targets.tolist())
+
+    pointers, states = our_stage(*sets[0])
+    x, v, y, t = sets[0]
+    expected = x[:, pointers[1:].long()] + (t[1:] - t[pointers[1:].long()])[None, :, None].float() * v[:, pointers[1:].long()]
+    row["excess_cost"] = worst_excess(pointers, exact, targets)
+    row["state_error"] = float((states[:, 1:] - expected).abs().max())
+    assert row["excess_cost"] < 1e-4 and row["state_error"] < 1e-4, row
+    del expected, states
+
+    row["ours"] = measure.timed(lambda k: our_stage(*sets[k % len(sets)]), device, runs)
+    coefficients = torch.stack([torch.ones(nodes, nodes, device=device), (t[None] - t[:, None]).float()], -1)
+    cost = kernels.pairwise_cost([x, v], coefficients, y)
+    parts = {
+        "pairwise_cost": lambda k: kernels.pairwise_cost(list(sets[k % len(sets)][:2]), coefficients, sets[k % len(sets)][2]),
+        "min_reduce": lambda k: kernels.min_reduce(cost, joint=True),
+        "advance": lambda k: kernels.advance(list(sets[k % len(sets)][:2]), coefficients, pointers),
+        "gram": lambda k: kernels.gram(list(sets[k % len(sets)][:2]), sets[k % len(sets)][2]),
+    }
+    row["parts_ms"] = {name: measure.timed(call, device, max(20, runs // 2))["median_ms"] for name, call in parts.items()}
+
+    def with_tf32(call, allowed):
+        def run(k):
+            torch.backends.cuda.matmul.allow_tf32 = allowed
+            return call(*sets[k % len(sets)])
+
+        return run
+
+    row["peers"] = {}
+    for name, call in {
+        "source_loop": lambda k: peers.source_loop(*sets[k % len(sets)]),
+        "gram_bmm_fp32": with_tf32(peers.gram_form, False),
+        "gram_bmm_tf32": with_tf32(peers.gram_form, True),
+    }.items():
+        entry = {"excess_cost": worst_excess(call(0)[0], exact, targets)}
+        entry |= measure.timed(call, device, peer_runs if name == "source_loop" else runs, warm=1)
+        row["peers"][name] = entry
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+    row["bytes"] = 6 * 4 * batch * nodes * dim
+    row["fp32_instructions"] = 3 * batch * steps * nodes // 2 * dim
+    if copy_rate:
+        row["floor_memory_ms"] = 1e3 * row["bytes"] / copy_rate
+        row["floor_fp32_ms"] = 1e3 * row["fp32_instructions"] / fp32_rate
+        row["floor_ms"] = max(row["floor_memory_ms"], row["floor_fp32_ms"])
+        row["times_floor"] = row["ours"]["median_ms"] / row["floor_ms"]
+    return row
+
+
+def table(rows) -> str:
+    lines = [
+        f"{'(B, N, D)':>18} {'ours':>8} {'cost':>8} {'min':>7} {'adv':>7} {'floor':>7} {'x floor':>7} "
+        f"{'loop':>8} {'bmm32':>7} {'bmmTF':>7}   ms; excess cost ours / bmm32 / TF32; gram ms"
+    ]
+    for row in rows:
+        size = f"({row['batch']},{row['steps']},{row['dim']})"
+        parts, others = row["parts_ms"], row["peers"]
+        lines.append(
+            f"{size:>18} {row['ours']['median_ms']:8.3f} {parts['pairwise_cost']:8.3f} {parts['min_reduce']:7.3f} "
+            f"{parts['advance']:7.3f} {row.get('floor_ms', float('nan')):7.3f} {row.get('times_floor', float('nan')):7.2f} "
+            f"{others['source_loop']['median_ms']:8.2f} {others['gram_bmm_fp32']['median_ms']:7.3f} "
+            f"{others['gram_bmm_tf32']['median_ms']:7.3f}   {row['excess_cost']:.1e} / "
+            f"{others['gram_bmm_fp32']['excess_cost']:.1e} / {others['gram_bmm_tf32']['excess_cost']:.1e}; {parts['gram']:.3f}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--size", action="append", help="B,N,D; may be given several times; default: the whole table")
+    parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--peer-runs", type=int, default=20, help="runs of the slowest peer")
+    parser.add_argument("--out", type=Path, default=None, help="folder for kernels.json; default: benchmarks/results")
+    options = parser.parse_args()
+    if min(options.runs, options.peer_runs) < 2:
+        parser.error("--runs and --peer-runs: wanted at least 2, for a median with its quartiles")
+    device = torch.device(options.device)
+    sizes = [tuple(int(n) for n in text.split(",")) for text in options.size] if options.size else SIZES
+    rates = (measure.copy_rate(device), measure.fp32_rate(device)) if device.type == "cuda" else (None, None)
+    rows = []
+    for size in sizes:
+        rows.append(bench(size, device, options.runs, options.peer_runs, *rates))
+        print(table(rows[-1:]), flush=True)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    result = measure.environment(device) | {"copy_bytes_per_s": rates[0], "fp32_instructions_per_s": rates[1], "rows": rows}
+    path = measure.save("kernels" if device.type == "cuda" else "kernels_cpu", result, options.out)
+    print(table(rows), f"\nsaved {path}", sep="\n")
+
+
+if __name__ == "__main__":
+    main()
