@@ -18,8 +18,8 @@ from oss_ext.zoo.photos import to_uint8
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 NOISE_SEEDS = {"search": 1_000_000_000, "heldout": 2_000_000_000}
-"""First seed of each split. Noise k comes from a CPU generator of its own, seeded with the first seed plus k: it depends
-neither on the count nor on the device, and no noise belongs to both splits."""
+"""First seed of each split. Noise k comes from a CPU generator of its own, seeded with the first seed plus k: it
+depends neither on the count nor on the device, and no noise belongs to both splits."""
 
 _SPLIT_SIZE = 1_000_000_000
 

@@ -177,7 +177,7 @@ class Crops:
     @staticmethod
     def _edges(start: Tensor, side: Tensor, edge: Tensor, extent: Tensor) -> Tensor:
         # A little below the far edge, so that floor() + 1 is still an entry of the table.
-        limit = extent[:, None] * (1.0 - math.ulp(1.0))
+        limit = extent[:, None].double() * (1.0 - math.ulp(1.0))
         return torch.minimum(start[:, None] + side[:, None] * edge, limit)
 
 
