@@ -6,8 +6,8 @@
 namespace oss_ext::cpu {
 
 // Sources and targets of one tile, and the dims that are summed before the sum is handed on in double.
-constexpr int kTileSources = 128;
-constexpr int kTileTargets = 128;
+constexpr int kTileSources = 64;
+constexpr int kTileTargets = 64;
 constexpr int kBlockDim = 1024;
 // Up to here the lanes of a vector are targets, beyond they are dims.
 constexpr int kFewDims = 32;

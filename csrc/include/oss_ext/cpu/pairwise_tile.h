@@ -24,24 +24,25 @@ OSS_EXT_INLINE void pack_row(DType, const void* row, int64_t first, int count, i
 
 template <class T>
 struct PackedTile {
-  T* basis;   // [sources][P][kBlockDim]
-  T* target;  // [targets][kBlockDim]
-  T* weight;  // [kBlockDim]
+  T* basis;   // [sources][P][row]
+  T* target;  // [targets][row]
+  T* weight;  // [row]
+  int row;    // elements of a row: whole vectors
 };
 
 template <class T>
 PackedTile<T> pack_tile(const Tile& tile, int64_t first, int count, int padded) {
   const int p_count = tile.basis_count;
   T* scratch = static_cast<T*>(tile.scratch);
-  PackedTile<T> packed{scratch, scratch + int64_t{kTileSources} * p_count * kBlockDim, nullptr};
-  packed.weight = packed.target + int64_t{kTileTargets} * kBlockDim;
+  T* target = scratch + int64_t{tile.sources} * p_count * padded;
+  const PackedTile<T> packed{scratch, target, target + int64_t{tile.targets} * padded, padded};
   for (int p = 0; p < p_count; ++p)
     for (int i = 0; i < tile.sources; ++i)
       pack_row(tile.dtype, row_at(tile.basis[p], tile.basis_stride[p], i, tile.dtype), first, count, padded,
-               packed.basis + (int64_t{i} * p_count + p) * kBlockDim);
+               packed.basis + (int64_t{i} * p_count + p) * padded);
   for (int j = 0; j < tile.targets; ++j)
     pack_row(tile.dtype, row_at(tile.target, tile.target_stride, j, tile.dtype), first, count, padded,
-             packed.target + int64_t{j} * kBlockDim);
+             packed.target + int64_t{j} * padded);
   if (tile.weight) {
     __builtin_memcpy(packed.weight, static_cast<const T*>(tile.weight) + first, sizeof(T) * count);
     for (int d = count; d < padded; ++d) packed.weight[d] = 0;
@@ -49,25 +50,29 @@ PackedTile<T> pack_tile(const Tile& tile, int64_t first, int count, int padded) 
   return packed;
 }
 
-// Two sources against two targets: their coefficients and sums stay in registers while the dims stream by.
+OSS_EXT_INLINE int smaller(int a, int b) { return a < b ? a : b; }
+
+// A few sources against a few targets: their coefficients and sums stay in registers while the dims stream by.
 template <class T, int P, bool Weighted>
 struct Micro {
-  const T* basis[2];  // [P][kBlockDim]
-  const T* target[2];
+  static constexpr int kSources = 2;
+  static constexpr int kTargets = kVectorBytes == 64 && P <= 2 ? 4 : 2;
+
+  const T* basis[kSources][P];
+  const T* target[kTargets];
   const T* weight;
-  Vector<T> c[2][2][P];
-  Vector<T> sum[2][2];
+  Vector<T> c[kSources][kTargets][P];
+  Vector<T> sum[kSources][kTargets];
 
   template <bool Tail>
   OSS_EXT_INLINE void step(Micro& m, int d, Mask<T> mask) {
-    Vector<T> y[2], u[2][P];
-    for (int j = 0; j < 2; ++j) y[j] = load(m.target[j] + d);
-    for (int i = 0; i < 2; ++i)
-      for (int p = 0; p < P; ++p) { u[i][p] = load(m.basis[i] + p * kBlockDim + d); asm("" : "+v"(u[i][p])); }
-    for (int j = 0; j < 2; ++j) asm("" : "+v"(y[j]));
-    for (int i = 0; i < 2; ++i)
-      for (int j = 0; j < 2; ++j) {
-        Vector<T> a = m.c[i][j][0] * u[i][0] - y[j];
+    Vector<T> u[kSources][P];
+    for (int i = 0; i < kSources; ++i)
+      for (int p = 0; p < P; ++p) u[i][p] = in_register<T>(load(m.basis[i][p] + d));
+    for (int j = 0; j < kTargets; ++j) {
+      const Vector<T> y = in_register<T>(load(m.target[j] + d));
+      for (int i = 0; i < kSources; ++i) {
+        Vector<T> a = m.c[i][j][0] * u[i][0] - y;
         for (int p = 1; p < P; ++p) a = m.c[i][j][p] * u[i][p] + a;
         // A zero from the padding times an infinite coefficient would be a NaN: the lanes past the end are cleared.
         if (Tail) a = keep<T>(a, mask);
@@ -77,34 +82,41 @@ struct Micro {
           m.sum[i][j] = a * a + m.sum[i][j];
         }
       }
+    }
   }
 };
 
-OSS_EXT_INLINE int smaller(int a, int b) { return a < b ? a : b; }
-
 template <class T, int P, bool Weighted>
 void add_block(const Tile& tile, const PackedTile<T>& packed, int count, const T* coefficients, int64_t stride, double* sums) {
+  using M = Micro<T, P, Weighted>;
   const int whole = count / kLanes<T> * kLanes<T>;
   const Mask<T> mask = first_lanes<T>(count - whole);
-  for (int i0 = 0; i0 < tile.sources; i0 += 2) {
-    const int is[2] = {i0, smaller(i0 + 1, tile.sources - 1)};
-    for (int j0 = 0; j0 < tile.targets; j0 += 2) {
-      const int js[2] = {j0, smaller(j0 + 1, tile.targets - 1)};
-      if (js[1] + tile.diagonal <= i0) continue;
-      Micro<T, P, Weighted> m;
+  for (int i0 = 0; i0 < tile.sources; i0 += M::kSources) {
+    const int source_end = smaller(i0 + M::kSources, tile.sources);
+    for (int j0 = 0; j0 < tile.targets; j0 += M::kTargets) {
+      const int target_end = smaller(j0 + M::kTargets, tile.targets);
+      if (target_end - 1 + tile.diagonal <= i0) continue;
+      M m;  // past the tile's edge its last row is taken once more, and the sum dropped
       m.weight = packed.weight;
-      for (int i = 0; i < 2; ++i) m.basis[i] = packed.basis + int64_t{is[i]} * P * kBlockDim;
-      for (int j = 0; j < 2; ++j) m.target[j] = packed.target + int64_t{js[j]} * kBlockDim;
-      for (int i = 0; i < 2; ++i)
-        for (int j = 0; j < 2; ++j) {
-          for (int p = 0; p < P; ++p) m.c[i][j][p] = broadcast<T>(coefficients[is[i] * stride + js[j] * P + p]);
+      for (int i = 0; i < M::kSources; ++i)
+        for (int p = 0; p < P; ++p)
+          m.basis[i][p] = packed.basis + (int64_t{smaller(i0 + i, source_end - 1)} * P + p) * packed.row;
+      for (int j = 0; j < M::kTargets; ++j)
+        m.target[j] = packed.target + int64_t{smaller(j0 + j, target_end - 1)} * packed.row;
+      for (int i = 0; i < M::kSources; ++i)
+        for (int j = 0; j < M::kTargets; ++j) {
+          const T* c = coefficients + smaller(i0 + i, source_end - 1) * stride + smaller(j0 + j, target_end - 1) * P;
+          for (int p = 0; p < P; ++p) m.c[i][j][p] = broadcast<T>(c[p]);
           m.sum[i][j] = Vector<T>{};
         }
-      for (int d = 0; d < whole; d += kLanes<T>) m.template step<false>(m, d, mask);
-      if (whole < count) m.template step<true>(m, whole, mask);
-      for (int i = i0; i <= is[1]; ++i)
-        for (int j = j0; j <= js[1]; ++j)
-          if (j + tile.diagonal > i) sums[i * kTileTargets + j] += sum_lanes<T>(m.sum[i - i0][j - j0]);
+      for (int d = 0; d < whole; d += kLanes<T>) M::template step<false>(m, d, mask);
+      if (whole < count) M::template step<true>(m, whole, mask);
+      for (int i = 0; i < M::kSources; ++i)
+        for (int j = 0; j < M::kTargets; ++j) {
+          const double sum = sum_lanes<T>(m.sum[i][j]);
+          if (i0 + i < source_end && j0 + j < target_end && j0 + j + tile.diagonal > i0 + i)
+            sums[(i0 + i) * kTileTargets + j0 + j] += sum;
+        }
     }
   }
 }
@@ -116,9 +128,9 @@ void add_few_dims(const Tile& tile, const PackedTile<T>& packed, int count, cons
   constexpr int lanes = kLanes<T>;
   T by_dim[kFewDims][kTileTargets];
   for (int d = 0; d < count; ++d)
-    for (int j = 0; j < kTileTargets; ++j) by_dim[d][j] = j < tile.targets ? packed.target[int64_t{j} * kBlockDim + d] : T(0);
+    for (int j = 0; j < kTileTargets; ++j) by_dim[d][j] = j < tile.targets ? packed.target[int64_t{j} * packed.row + d] : T(0);
   for (int i = 0; i < tile.sources; ++i) {
-    const T* u = packed.basis + int64_t{i} * P * kBlockDim;
+    const T* u = packed.basis + int64_t{i} * P * packed.row;
     const T* c_row = coefficients + i * stride;
     for (int j0 = 0; j0 < tile.targets; j0 += lanes) {
       const int width = smaller(lanes, tile.targets - j0);
@@ -130,7 +142,7 @@ void add_few_dims(const Tile& tile, const PackedTile<T>& packed, int count, cons
       for (int p = 0; p < P; ++p) c[p] = load(gathered[p]);
       for (int d = 0; d < count; ++d) {
         Vector<T> a = c[0] * u[d] - load(by_dim[d] + j0);
-        for (int p = 1; p < P; ++p) a = c[p] * u[p * kBlockDim + d] + a;
+        for (int p = 1; p < P; ++p) a = c[p] * u[p * packed.row + d] + a;
         sum = Weighted ? (a * packed.weight[d]) * a + sum : a * a + sum;
       }
       T out[lanes];

@@ -52,6 +52,17 @@ OSS_EXT_INLINE Vector<T> load(const T* from) {
   return v;
 }
 
+// A vector that is used more than once is loaded once: left alone, GCC folds the load into every instruction that uses it.
+template <class T>
+OSS_EXT_INLINE Vector<T> in_register(Vector<T> v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__x86_64__)
+  asm("" : "+x"(v));
+#endif
+  return v;
+}
+
 template <class T>
 OSS_EXT_INLINE void store(T* to, Vector<T> v) {
   __builtin_memcpy(to, &v, sizeof v);
