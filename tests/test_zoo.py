@@ -171,7 +171,7 @@ def test_device_agrees_with_cpu(model: zoo.ZooModel, device: torch.device) -> No
 def test_samples_look_like_images_of_their_class(model: zoo.ZooModel, crops: photos.Crops) -> None:
     """Range and spread of the pixels, and the mean colour: nearest to that of the own class more often than not.
 
-    Mean colours of real crops fall nearest to their own class for about half of them; one class in nine is chance.
+    Mean colours of real crops fall nearest to their own class for three in five; one in nine is chance.
     """
     samples = euler(model, count=36, steps=20)
     assert samples.abs().quantile(0.99) < 1.2
