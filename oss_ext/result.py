@@ -96,7 +96,8 @@ class SearchResult:
         costs = ", ".join(f"{budget}: {float(cost.mean()):.3e}" for budget, cost in self.costs.items())
         return (
             f"SearchResult({self.solver}, {self.share}, {self.start} start, {len(self.teacher)} samples, "
-            f"grid {self.grid!r} of {len(self.t) - 1} steps, {self.nfe['total']} evaluations a sample, cost by budget {{{costs}}})"
+            f"grid {self.grid!r} of {len(self.t) - 1} steps, {self.nfe['total']} evaluations a sample, "
+            f"cost by budget {{{costs}}})"
         )
 
 

@@ -37,18 +37,18 @@ def dp_search(
 ) -> SearchResult:
     """Distils schedules of 1..`steps` steps from the model's own trajectory of `teacher_steps` Euler steps.
 
-    OSS (Pei, Han, Gu, arXiv 2503.21774), Algorithm 1: of all steps i -> j into a node, the one that lands nearest to the
-    teacher's state there is kept; exactly k steps at stage k.
+    OSS (Pei, Han, Gu, arXiv 2503.21774), Algorithm 1: of all steps i -> j into a node, the one that lands nearest to
+    the teacher's state there is kept; exactly k steps at stage k.
 
     model: FlowModel, EDMModel, EpsilonModel, VParamModel, X0Model, or any `Denoiser`.
-    noise: [B, ...], unit normal, on the CPU or a GPU: float32, float64, or bfloat16 or float16, which the network is then
-        fed while states are kept in float32.
+    noise: [B, ...], unit normal, on the CPU or a GPU: float32, float64, or bfloat16 or float16, which the network is
+        then fed while states are kept in float32.
     steps: the largest budget K, 1..teacher_steps.
     grid: a name with parameters ("flow", "flow:shift=3", "edm:rho=7", see `grids.make`), or a floating tensor of flow
         times [N + 1], descending and ending in 0; teacher_steps is then N, whatever was given.
     solver: a name of `solvers.names()` or a `Solver`: what the schedule will be deployed with.
-    share: "joint": one schedule for all samples, costs summed over them; "median": the paper's OSS-ave, the elementwise
-        median of every sample's own schedule; "per_sample": one for each.
+    share: "joint": one schedule for all samples, costs summed over them; "median": the paper's OSS-ave, the
+        elementwise median of every sample's own schedule; "per_sample": one for each.
     start: "fixed": the first step leaves node 0; "free": it may leave any node i, from the state t_i * noise.
     cond: tensors [B, ...], handed to the network by name.
     batch_size: network inputs a batch; None: 2^20 numbers, at most 256 inputs.

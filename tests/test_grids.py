@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from helpers.analytic import ddpm_table, gaussian, mixture
+
+from oss_ext import grids
+from oss_ext.models import EpsilonModel
+
+
+def sigma(t):
+    return t / (1 - t)
+
+
+@pytest.mark.parametrize("family", ["flow", "edm", "epsilon"])
+@pytest.mark.parametrize("name", grids.names())
+@pytest.mark.parametrize("steps", [1, 2, 7, 200])
+def test_every_grid_is_legal_for_every_family(name, family, steps):
+    model = gaussian().families()[family]
+    t = grids.for_model(name, steps, model)
+    assert t.shape == (steps + 1,) and t.dtype == torch.float64
+    assert t[-1] == 0 and (t.diff() < 0).all()
+    assert model.t_min * (1 - 1e-6) <= t[-2] and t[0] <= model.t_max * (1 + 1e-6)
+
+
+def test_flow_grid_is_uniform_and_the_shift_is_the_published_map():
+    uniform = grids.make("flow", 4)
+    torch.testing.assert_close(uniform, torch.tensor([1, 0.75, 0.5, 0.25, 0], dtype=torch.float64), rtol=0, atol=1e-15)
+    shifted = grids.make("flow:shift=3", 4)
+    wanted = torch.tensor([1, 0.9, 0.75, 0.5, 0], dtype=torch.float64)
+    torch.testing.assert_close(shifted, wanted, rtol=0, atol=1e-15)
+    assert torch.equal(shifted, grids.make("flow", 4, shift=3))
+
+
+def test_flow_grid_of_a_family_with_a_range_ends_at_its_ends_then_0():
+    t = grids.make("flow:shift=2", 5, t_max=0.9, t_min=0.1)
+    torch.testing.assert_close(t[[0, 4, 5]], torch.tensor([0.9, 0.1, 0.0], dtype=torch.float64), rtol=0, atol=1e-15)
+    unshifted = t[:-1] / (2 - t[:-1])
+    assert unshifted.diff().diff().abs().max() < 1e-15
+
+
+def test_edm_grid_is_karras_equation_5():
+    t = grids.make("edm:rho=7,sigma_min=0.002,sigma_max=80", 18)
+    i = torch.arange(18, dtype=torch.float64)
+    wanted = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    torch.testing.assert_close(sigma(t[:-1]), wanted, rtol=1e-11, atol=0)
+    assert torch.equal(t, grids.make("edm", 18)), "the defaults on a flow model are EDM's"
+    own = grids.for_model("edm", 5, gaussian().edm())
+    torch.testing.assert_close(sigma(own[[0, 4]]), torch.tensor([80, 0.002], dtype=torch.float64), rtol=1e-11, atol=0)
+
+
+def test_logsnr_grid_is_uniform_in_log_sigma():
+    steps = sigma(grids.make("logsnr:sigma_max=10,sigma_min=0.1", 9)[:-1]).log().diff()
+    torch.testing.assert_close(steps, torch.full_like(steps, -math.log(100) / 8), rtol=1e-11, atol=0)
+
+
+def test_ddim_grid_takes_whole_timesteps_of_the_models_table():
+    model = EpsilonModel(lambda x, timestep: x, ddpm_table())
+    for steps in (1, 3, 50, 999, 1000):
+        timesteps = model.timesteps(grids.for_model("ddim", steps, model)[:-1])
+        assert torch.equal(timesteps, timesteps.round()), "whole"
+        assert timesteps[0] == 999 and (steps == 1 or timesteps[-1] == 0)
+        assert steps < 3 or timesteps.diff().diff().abs().max() <= 1, "uniform up to rounding"
+    with pytest.raises(ValueError, match=r"1001 steps.*at most 1000"):
+        grids.for_model("ddim", 1001, model)
+
+
+def test_ddim_grid_without_a_table_is_ddpms():
+    a2 = ddpm_table()
+    wanted = (1 - a2).sqrt() / (a2.sqrt() + (1 - a2).sqrt())
+    torch.testing.assert_close(grids.make("ddim", 1000)[:-1], wanted.flip(0), rtol=1e-12, atol=0)
+
+
+def test_quadratic_grid_is_uniform_in_the_root_of_the_timestep():
+    model = EpsilonModel(lambda x, timestep: x, ddpm_table())
+    root = model.timesteps(grids.for_model("quadratic", 20, model)[:-1]).sqrt()
+    assert root.diff().diff().abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("karras", r"'karras'.*flow, edm, ddim, quadratic, logsnr"),
+        ("edm:rho", r"'rho'.*key=value"),
+        ("edm:shift=3", r"'shift'.*edm takes rho, sigma_min, sigma_max"),
+        ("ddim:n=3", r"'n'.*ddim takes no parameters"),
+        ("flow:shift=big", r"shift = 'big'.*a number"),
+        ("flow:shift=-1", r"shift = -1.*positive"),
+        ("flow:shift=nan", r"shift = nan.*positive"),
+        ("edm:rho=0", r"rho = 0.*positive"),
+        ("edm:rho=3,rho=4", r"'rho' twice"),
+        ("edm:sigma_min=5,sigma_max=2", r"sigma_min = 5.*sigma_max = 2"),
+    ],
+)
+def test_bad_specs_are_explained(spec, message):
+    with pytest.raises(ValueError, match="grid: .*" + message):
+        grids.make(spec, 10)
+
+
+def test_bad_arguments_of_make():
+    with pytest.raises(TypeError, match="grid: got int"):
+        grids.make(3, 10)
+    with pytest.raises(TypeError, match="steps: got True"):
+        grids.make("flow", True)
+    with pytest.raises(ValueError, match="steps: got 0"):
+        grids.make("flow", 0)
+    with pytest.raises(ValueError, match=r"first node 0\.989.*at most 0\.987"):
+        grids.for_model("edm:sigma_max=90", 10, mixture().edm())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([[1.0, 0.0]], r"shape \[1, 2\]"),
+        ([0.0], r"shape \[1\]"),
+        ([1.0, float("nan"), 0.0], "nan at node 1"),
+        ([1.0, 0.5, 0.5, 0.0], "0.5 then 0.5 at nodes 1 and 2"),
+        ([0.0, 0.5, 1.0], "strictly descending"),
+        ([1.0, 0.5], "last node 0.5, wanted exactly 0"),
+        ([1.5, 0.5, 0.0], "first node 1.5, wanted at most 0.9"),
+        ([0.95, 0.5, 0.0], "first node 0.95, wanted at most 0.9"),
+        ([0.9, 0.05, 0.0], "0.05 before the 0, wanted at least 0.1"),
+        ([0.9, 0.5, 0.0, -0.5], "last node -0.5"),
+    ],
+)
+def test_check_names_what_is_wrong(values, message):
+    with pytest.raises(ValueError, match=r"grid: got .*" + message):
+        grids.check(torch.tensor(values, dtype=torch.float64), t_max=0.9, t_min=0.1)
+
+
+def test_check_refuses_other_types_and_keeps_good_ones():
+    with pytest.raises(TypeError, match="grid: got list"):
+        grids.check([1.0, 0.0])
+    with pytest.raises(TypeError, match=r"grid: got a tensor of torch\.int64"):
+        grids.check(torch.tensor([1, 0]))
+    good = grids.check(torch.tensor([0.9 * (1 + 1e-7), 0.5, 0.0]), t_max=0.9, t_min=0.1)
+    assert good.dtype == torch.float64
