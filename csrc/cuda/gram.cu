@@ -15,9 +15,9 @@ template <int P>
 Plan plan_for(const GramParams& params, int device) {
   Plan plan{GramTriangle<P>::count(params.source_begin, params.source_end, params.nodes), 1, params.dim};
   if (plan.tiles * params.batch == 0) return plan;
-  // Enough blocks for four rounds over the GPU, but a thousand numbers each.
+  // Enough blocks for eight rounds over the GPU, but a thousand numbers each.
   const int64_t wanted = ceil_div(8 * static_cast<int64_t>(multiprocessors(device)), plan.tiles * params.batch);
-  plan.span = std::max<int64_t>(ceil_div(ceil_div(params.dim, wanted), 32) * 32, 1024);
+  plan.span = std::max<int64_t>(ceil_div(ceil_div(params.dim, wanted), kGramChunk) * kGramChunk, 1024);
   plan.splits = ceil_div(params.dim, plan.span);
   return plan;
 }

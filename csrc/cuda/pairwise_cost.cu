@@ -107,13 +107,11 @@ Status compute(const PairwiseCostParams& params, int device, cudaStream_t stream
   args.splits = plan.splits;
   args.chunks_per_split = plan.chunks_per_split;
   args.sums = plan.splits > 1 ? params.workspace : params.cost;
+  args.target_weight = params.target_weight;
+  args.scale = 1.0 / static_cast<double>(params.dim);
   const Status status = launch_sums<T, P, kWeighted>(args, plan, stream);
   if (status != kOk) return status;
-  const int64_t entries = params.batch * params.nodes * params.nodes;
-  finish_cost<Acc><<<ceil_div(entries, 256), 256, 0, stream>>>(
-      static_cast<const Acc*>(args.sums), plan.splits, params.batch, params.nodes, params.source_begin,
-      params.source_end, 1.0 / static_cast<double>(params.dim), static_cast<const Acc*>(params.target_weight),
-      static_cast<Acc*>(params.cost));
+  finish_cost<Acc><<<params.batch * params.nodes, 128, 0, stream>>>(args, static_cast<Acc*>(params.cost));
   return launch_status();
 }
 

@@ -1,4 +1,4 @@
-// Gram statistics in double. A warp's lanes run along the dimension; sums stay in registers.
+// Gram statistics in double; sums stay in registers.
 #pragma once
 
 #include "oss_ext/cuda/common.cuh"
@@ -14,15 +14,16 @@ struct GramArgs {
   int64_t target_batch_stride, target_node_stride;
   const double* weight;
   int64_t source_begin, source_end;
-  int64_t tiles, splits, span;  // span: numbers a split covers, a multiple of 32
+  int64_t tiles, splits, span;  // span: numbers a split covers, a multiple of kGramChunk
   double* sums;                 // moments [splits, batch, nodes, nodes, P]
   double* gram;
 };
 
-constexpr int kGramI = 4, kGramWarpsI = 2, kGramWarpsJ = 4;
+// A warp's tile (kGramI x kGramJ pairs), the block's layout of warps, and the numbers of each row it takes at a time.
+constexpr int kGramI = 4, kGramWarpsI = 4, kGramWarpsJ = 2, kGramChunk = 64;
 constexpr int kGramThreads = 32 * kGramWarpsI * kGramWarpsJ;
 template <int P>
-constexpr int kGramJ = P <= 2 ? 4 : 2;
+constexpr int kGramJ = P <= 2 ? 8 : 4;
 template <int P>
 using GramTriangle = Triangle<kGramI * kGramWarpsI, kGramJ<P> * kGramWarpsJ>;
 
@@ -32,43 +33,79 @@ __device__ __forceinline__ double warp_sum(double x) {
   return x;
 }
 
+// The rows are widened to double once, on their way into shared memory; a warp's lanes then run along the dimension.
 // Grid: batch * splits * tiles.
 template <typename T, int P>
 __global__ void __launch_bounds__(kGramThreads) gram_moments(const __grid_constant__ GramArgs args) {
-  constexpr int TI = kGramI, TJ = kGramJ<P>;
+  constexpr int TI = kGramI, TJ = kGramJ<P>, kSources = TI * kGramWarpsI, kTargets = TJ * kGramWarpsJ;
+  constexpr int kRows = P * kSources + kTargets, kPerThread = kRows * kGramChunk / kGramThreads;
+  static_assert(kRows * kGramChunk % kGramThreads == 0 && kGramThreads % kGramChunk == 0);
+  __shared__ const T* rows[kRows];
+  __shared__ double shared[kRows][kGramChunk];
   const int64_t split = blockIdx.x / args.tiles % args.splits;
   const int64_t b = blockIdx.x / args.tiles / args.splits;
   const GramTriangle<P> tile(blockIdx.x % args.tiles, args.source_begin, args.nodes);
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int64_t i0 = tile.source + warp / kGramWarpsJ * TI, j0 = tile.target + warp % kGramWarpsJ * TJ;
-  if (i0 >= args.source_end || j0 >= args.nodes || j0 + TJ - 1 <= i0) return;
-
-  double sum[TI][TJ][P] = {};
-  const int64_t end = min((split + 1) * args.span, args.dim);
-  for (int64_t d = split * args.span + lane; d < end; d += 32) {
-    double y[TJ];
-#pragma unroll
-    for (int j = 0; j < TJ; ++j) {
-      const int64_t row = min(j0 + j, args.nodes - 1);  // a row past the end is read again, and not written
-      y[j] = widen(static_cast<const T*>(args.target)[b * args.target_batch_stride + row * args.target_node_stride + d]);
+  for (int row = threadIdx.x; row < kRows; row += kGramThreads) {
+    const int p = row / kSources;
+    const int64_t i = tile.source + row % kSources, j = tile.target + row - P * kSources;
+    if (p < P) {
+      rows[row] = i < args.source_end
+                      ? static_cast<const T*>(args.basis[p]) + b * args.batch_stride[p] + i * args.node_stride[p]
+                      : nullptr;
+    } else {
+      rows[row] = j < args.nodes ? static_cast<const T*>(args.target) + b * args.target_batch_stride +
+                                       j * args.target_node_stride
+                                 : nullptr;
     }
-    const double w = args.weight ? args.weight[d] : 1.0;
+  }
+  __syncthreads();
+
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warp_i = warp / kGramWarpsJ * TI, warp_j = warp % kGramWarpsJ * TJ;
+  const int64_t i0 = tile.source + warp_i, j0 = tile.target + warp_j;
+  const bool active = i0 < args.source_end && j0 < args.nodes && j0 + TJ - 1 > i0;
+  const int64_t begin = split * args.span, end = min(begin + args.span, args.dim);
+  const int column = threadIdx.x % kGramChunk, first_row = threadIdx.x / kGramChunk;
+
+  T next[kPerThread];  // the chunk after the one being summed, on its way
+  const auto fetch = [&](int64_t first) {
 #pragma unroll
-    for (int i = 0; i < TI; ++i) {
-      const int64_t row = min(i0 + i, args.source_end - 1);
-      double u[P];
+    for (int k = 0; k < kPerThread; ++k) {
+      const T* from = rows[first_row + k * (kGramThreads / kGramChunk)];
+      next[k] = from && first + column < end ? from[first + column] : T(0.f);
+    }
+  };
+  double sum[TI][TJ][P] = {};
+  fetch(begin);
+  for (int64_t first = begin; first < end; first += kGramChunk) {
+    __syncthreads();
 #pragma unroll
-      for (int p = 0; p < P; ++p) {
-        u[p] = widen(static_cast<const T*>(args.basis[p])[b * args.batch_stride[p] + row * args.node_stride[p] + d]);
-      }
+    for (int k = 0; k < kPerThread; ++k) shared[first_row + k * (kGramThreads / kGramChunk)][column] = widen(next[k]);
+    __syncthreads();
+    fetch(first + kGramChunk);
+    if (!active) continue;
+#pragma unroll 1
+    for (int d = lane; d < kGramChunk; d += 32) {
+      const double w = args.weight && first + d < end ? args.weight[first + d] : 1.0;
+      double y[TJ];
 #pragma unroll
-      for (int j = 0; j < TJ; ++j) {
-        const double move = w * (y[j] - u[0]);
+      for (int j = 0; j < TJ; ++j) y[j] = shared[P * kSources + warp_j + j][d];
 #pragma unroll
-        for (int p = 0; p < P; ++p) sum[i][j][p] = fma(u[p], move, sum[i][j][p]);
+      for (int i = 0; i < TI; ++i) {
+        double u[P];
+#pragma unroll
+        for (int p = 0; p < P; ++p) u[p] = shared[p * kSources + warp_i + i][d];
+#pragma unroll
+        for (int j = 0; j < TJ; ++j) {
+          double move = y[j] - u[0];
+          if (args.weight) move *= w;
+#pragma unroll
+          for (int p = 0; p < P; ++p) sum[i][j][p] = fma(u[p], move, sum[i][j][p]);
+        }
       }
     }
   }
+  if (!active) return;
 #pragma unroll
   for (int i = 0; i < TI; ++i) {
 #pragma unroll

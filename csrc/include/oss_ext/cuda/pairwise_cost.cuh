@@ -24,7 +24,9 @@ struct CostArgs {
   int64_t source_begin, source_end;
   int64_t tiles;          // tiles of the upper triangle, a sample
   int64_t splits, chunks_per_split;
-  void* sums;             // acc [splits, batch, nodes, nodes]
+  void* sums;             // acc [splits, batch, nodes, nodes]; with one split: the costs themselves
+  const void* target_weight;
+  double scale;           // 1 / dim
   bool aligned;           // every row may be read 16 bytes at a time
 };
 
@@ -47,48 +49,64 @@ struct CostTile {
 
 template <typename T, int P, class Tile>
 struct CostLayout {
-  static constexpr int kLane = sizeof(T) == 8 ? 2 : 4;  // numbers a lane takes of a chunk
-  static constexpr int kChunk = 32 * kLane;
+  static constexpr int kChunk = sizeof(T) == 8 ? 64 : 128;
   static constexpr int kRows = P * Tile::kSources + Tile::kTargets;
   static constexpr int kVector = 16 / sizeof(T);
   static constexpr int kVectorsPerRow = kChunk / kVector;
   static constexpr int kBytes = Tile::kStages * kRows * kChunk * static_cast<int>(sizeof(T));
 };
 
-// Brings chunk `first` .. of every row of the block to shared memory, zero beyond the rows and beyond the dimension.
+template <typename Acc>
+__device__ __forceinline__ Acc scaled_cost(const CostArgs& args, double sum, int64_t target) {
+  if (args.target_weight) sum *= static_cast<const Acc*>(args.target_weight)[target];
+  return static_cast<Acc>(sum * args.scale);
+}
+
+// Where the block's rows start: P x kSources of the basis, then the targets; null beyond the sources and the nodes.
 template <typename T, int P, class Tile>
-__device__ __forceinline__ void load_chunk(const CostArgs& args, int64_t b, int64_t source, int64_t target,
-                                           int64_t first, T* shared) {
-  using Layout = CostLayout<T, P, Tile>;
-  const auto row_at = [&](int row, bool& inside) -> const T* {
+__device__ __forceinline__ void find_rows(const CostArgs& args, int64_t b, int64_t source, int64_t target,
+                                          const T** rows) {
+  for (int row = threadIdx.x; row < CostLayout<T, P, Tile>::kRows; row += Tile::kThreads) {
+    const T* from = nullptr;
     if (row < P * Tile::kSources) {
       const int p = row / Tile::kSources;
       const int64_t i = source + row % Tile::kSources;
-      inside = i < args.source_end;
-      return static_cast<const T*>(args.basis[p]) + b * args.batch_stride[p] + i * args.node_stride[p];
+      if (i < args.source_end) {
+        from = static_cast<const T*>(args.basis[p]) + b * args.batch_stride[p] + i * args.node_stride[p];
+      }
+    } else {
+      const int64_t j = target + row - P * Tile::kSources;
+      if (j < args.nodes) {
+        from = static_cast<const T*>(args.target) + b * args.target_batch_stride + j * args.target_node_stride;
+      }
     }
-    const int64_t j = target + row - P * Tile::kSources;
-    inside = j < args.nodes;
-    return static_cast<const T*>(args.target) + b * args.target_batch_stride + j * args.target_node_stride;
-  };
-  if (args.aligned && first + Layout::kChunk <= args.dim) {
-    for (int v = threadIdx.x; v < Layout::kRows * Layout::kVectorsPerRow; v += Tile::kThreads) {
-      const int row = v / Layout::kVectorsPerRow, d = v % Layout::kVectorsPerRow * Layout::kVector;
-      bool inside;
-      const T* from = row_at(row, inside);
+    rows[row] = from;
+  }
+}
+
+// Brings numbers first .. first + kChunk of every row to shared memory, zero beyond the rows and beyond the dimension.
+template <typename T, int P, class Tile>
+__device__ __forceinline__ void load_chunk(const T* const* rows, int64_t first, int64_t dim, bool aligned, T* shared) {
+  using Layout = CostLayout<T, P, Tile>;
+  if (aligned && first + Layout::kChunk <= dim) {
+    constexpr int kRowsAtOnce = Tile::kThreads / Layout::kVectorsPerRow;
+    const int d = threadIdx.x % Layout::kVectorsPerRow * Layout::kVector;
+#pragma unroll 4
+    for (int row = threadIdx.x / Layout::kVectorsPerRow; row < Layout::kRows; row += kRowsAtOnce) {
+      const T* from = rows[row];
       T* to = shared + row * Layout::kChunk + d;
-      if (inside) {
+      if (from) {
         copy_async_16(to, from + first + d);
       } else {
         *reinterpret_cast<float4*>(to) = float4{0.f, 0.f, 0.f, 0.f};
       }
     }
   } else {
+#pragma unroll 1
     for (int v = threadIdx.x; v < Layout::kRows * Layout::kChunk; v += Tile::kThreads) {
-      const int row = v / Layout::kChunk, d = v % Layout::kChunk;
-      bool inside;
-      const T* from = row_at(row, inside);
-      shared[v] = inside && first + d < args.dim ? from[first + d] : T(0.f);
+      const T* from = rows[v / Layout::kChunk];
+      const int64_t d = first + v % Layout::kChunk;
+      shared[v] = from && d < dim ? from[d] : T(0.f);
     }
   }
 }
@@ -97,7 +115,7 @@ template <typename T, int P, class Tile, bool kWeighted>
 __global__ void __launch_bounds__(Tile::kThreads) pairwise_cost_tiled(const __grid_constant__ CostArgs args) {
   using Acc = typename AccOf<T>::type;
   using Layout = CostLayout<T, P, Tile>;
-  constexpr int TI = Tile::TI, TJ = Tile::TJ, kLane = Layout::kLane;
+  constexpr int TI = Tile::TI, TJ = Tile::TJ;
   constexpr int kPart = 2;  // numbers of a lane in flight: bounds the registers
   extern __shared__ __align__(16) unsigned char shared_bytes[];
   T* shared = reinterpret_cast<T*>(shared_bytes);
@@ -110,6 +128,9 @@ __global__ void __launch_bounds__(Tile::kThreads) pairwise_cost_tiled(const __gr
   const int warp_i = warp / Tile::WJ * TI, warp_j = warp % Tile::WJ * TJ;
   const int64_t i0 = tile.source + warp_i, j0 = tile.target + warp_j;
   const bool active = i0 < args.source_end && j0 < args.nodes && j0 + TJ - 1 > i0;
+  __shared__ const T* rows[Layout::kRows];
+  find_rows<T, P, Tile>(args, b, tile.source, tile.target, rows);
+  __syncthreads();
 
   Acc c[TI][TJ][P], sum[TI][TJ];
 #pragma unroll
@@ -131,7 +152,7 @@ __global__ void __launch_bounds__(Tile::kThreads) pairwise_cost_tiled(const __gr
   constexpr int kStageSize = Layout::kRows * Layout::kChunk;
   for (int s = 0; s < Tile::kStages - 1; ++s) {
     if (begin + s < end) {
-      load_chunk<T, P, Tile>(args, b, tile.source, tile.target, (begin + s) * Layout::kChunk, shared + s * kStageSize);
+      load_chunk<T, P, Tile>(rows, (begin + s) * Layout::kChunk, args.dim, args.aligned, shared + s * kStageSize);
     }
     commit_copies();
   }
@@ -142,25 +163,26 @@ __global__ void __launch_bounds__(Tile::kThreads) pairwise_cost_tiled(const __gr
     const int64_t ahead = chunk + Tile::kStages - 1;
     if (ahead < end) {
       const int slot = stage == 0 ? Tile::kStages - 1 : stage - 1;
-      load_chunk<T, P, Tile>(args, b, tile.source, tile.target, ahead * Layout::kChunk, shared + slot * kStageSize);
+      load_chunk<T, P, Tile>(rows, ahead * Layout::kChunk, args.dim, args.aligned, shared + slot * kStageSize);
     }
     commit_copies();
     if (active) {
-      const T* rows = shared + stage * kStageSize + lane * kLane;
-#pragma unroll
-      for (int part = 0; part < kLane; part += kPart) {
+      // The lanes of a warp read neighbouring pairs, so that their accesses meet no bank twice.
+      const T* mine = shared + stage * kStageSize + lane * kPart;
+#pragma unroll 1
+      for (int part = 0; part < Layout::kChunk; part += 32 * kPart) {
         Acc y[TJ][kPart], w[kPart];
 #pragma unroll
         for (int j = 0; j < TJ; ++j) {
           const auto packed = *reinterpret_cast<const Pack<T, kPart>*>(
-              rows + (P * Tile::kSources + warp_j + j) * Layout::kChunk + part);
+              mine + (P * Tile::kSources + warp_j + j) * Layout::kChunk + part);
 #pragma unroll
           for (int k = 0; k < kPart; ++k) y[j][k] = widen(packed.at[k]);
         }
         if constexpr (kWeighted) {
 #pragma unroll
           for (int k = 0; k < kPart; ++k) {
-            const int64_t d = chunk * Layout::kChunk + lane * kLane + part + k;
+            const int64_t d = chunk * Layout::kChunk + part + lane * kPart + k;
             w[k] = d < args.dim ? static_cast<const Acc*>(args.weight)[d] : Acc(0);
           }
         }
@@ -170,7 +192,7 @@ __global__ void __launch_bounds__(Tile::kThreads) pairwise_cost_tiled(const __gr
 #pragma unroll
           for (int p = 0; p < P; ++p) {
             const auto packed = *reinterpret_cast<const Pack<T, kPart>*>(
-                rows + (p * Tile::kSources + warp_i + i) * Layout::kChunk + part);
+                mine + (p * Tile::kSources + warp_i + i) * Layout::kChunk + part);
 #pragma unroll
             for (int k = 0; k < kPart; ++k) u[p][k] = widen(packed.at[k]);
           }
@@ -200,7 +222,7 @@ __global__ void __launch_bounds__(Tile::kThreads) pairwise_cost_tiled(const __gr
 #pragma unroll
       for (int step = 16; step > 0; step /= 2) total += __shfl_xor_sync(0xffffffffu, total, step);
       if (lane == (i * TJ + j) % 32 && i0 + i < args.source_end && j0 + j < args.nodes && j0 + j > i0 + i) {
-        sums[(i0 + i) * args.nodes + j0 + j] = total;
+        sums[(i0 + i) * args.nodes + j0 + j] = args.splits > 1 ? total : scaled_cost<Acc>(args, total, j0 + j);
       }
     }
   }
@@ -211,7 +233,7 @@ constexpr int kShortSlice = 16;
 constexpr int kShortSources = 16;
 constexpr int kShortTargets = 128;
 
-// Block kShortTargets; grid: batch * tiles. One split: writes `sums` once.
+// Block kShortTargets; grid: batch * tiles. One split.
 template <typename T, int P, bool kWeighted>
 __global__ void __launch_bounds__(kShortTargets) pairwise_cost_short(const __grid_constant__ CostArgs args) {
   using Acc = typename AccOf<T>::type;
@@ -259,8 +281,6 @@ __global__ void __launch_bounds__(kShortTargets) pairwise_cost_short(const __gri
         Acc off = fused(c[0], u[0][i][d], -mine[d]);
 #pragma unroll
         for (int p = 1; p < P; ++p) off = fused(c[p], u[p][i][d], off);
-        // Beyond the dimension everything is zero, but the coefficient may be infinite: 0 * inf.
-        if (first + d >= args.dim) off = Acc(0);
         Acc scaled = off;
         if constexpr (kWeighted) {
           scaled *= first + d < args.dim ? static_cast<const Acc*>(args.weight)[first + d] : Acc(0);
@@ -274,26 +294,28 @@ __global__ void __launch_bounds__(kShortTargets) pairwise_cost_short(const __gri
 #pragma unroll
   for (int i = 0; i < kShortSources; ++i) {
     const int64_t source = tile.source + i;
-    if (source < args.source_end && target > source) sums[source * args.nodes + target] = sum[i];
+    if (source < args.source_end && target > source) {
+      sums[source * args.nodes + target] = scaled_cost<Acc>(args, sum[i], target);
+    }
   }
 }
 
-// cost = target_weight / D * (the splits' sums, added in their order, in double); +inf outside the wanted pairs.
+// Completes `cost`: +inf outside the wanted pairs and, where the dimension was split, the splits' sums added in their
+// order. Grid: batch * nodes, a block a source's row.
 template <typename Acc>
-__global__ void finish_cost(const Acc* sums, int64_t splits, int64_t batch, int64_t nodes, int64_t source_begin,
-                            int64_t source_end, double scale, const Acc* target_weight, Acc* cost) {
-  const int64_t entry = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const int64_t entries = batch * nodes * nodes;
-  if (entry >= entries) return;
-  const int64_t i = entry / nodes % nodes, j = entry % nodes;
-  if (i < source_begin || i >= source_end || j <= i) {
-    cost[entry] = Acc(INFINITY);
-    return;
+__global__ void __launch_bounds__(128) finish_cost(const __grid_constant__ CostArgs args, Acc* cost) {
+  const int64_t i = blockIdx.x % args.nodes, row = static_cast<int64_t>(blockIdx.x) * args.nodes;
+  const bool wanted = i >= args.source_begin && i < args.source_end;
+  const int64_t split_stride = args.batch * args.nodes * args.nodes;
+  for (int64_t j = threadIdx.x; j < args.nodes; j += blockDim.x) {
+    if (!wanted || j <= i) {
+      cost[row + j] = Acc(INFINITY);
+    } else if (args.splits > 1) {
+      double total = 0.0;
+      for (int64_t s = 0; s < args.splits; ++s) total += static_cast<const Acc*>(args.sums)[s * split_stride + row + j];
+      cost[row + j] = scaled_cost<Acc>(args, total, j);
+    }
   }
-  double total = 0.0;
-  for (int64_t s = 0; s < splits; ++s) total += sums[s * entries + entry];
-  if (target_weight) total *= target_weight[j];
-  cost[entry] = static_cast<Acc>(total * scale);
 }
 
 }  // namespace oss_ext::cuda
