@@ -1,6 +1,31 @@
-"""Optimal step schedules for diffusion and flow models (OSS, arXiv 2503.21774)."""
+"""Optimal step schedules for diffusion and flow models (OSS, arXiv 2503.21774).
 
+    result = oss_ext.dp_search(oss_ext.FlowModel(velocity), noise, steps=10)
+    images = result.schedule.sample(model, noise)
+"""
+
+from oss_ext import grids, solvers, zoo
 from oss_ext.build import build_info
+from oss_ext.models import Denoiser, EDMModel, EpsilonModel, FlowModel, VParamModel, X0Model
+from oss_ext.result import SearchResult
+from oss_ext.schedule import Schedule
+from oss_ext.search import dp_search
+from oss_ext.solvers import Solver
 
-__version__ = build_info()["version"]
-__all__ = ["build_info"]
+__version__: str = build_info()["version"]
+__all__ = [
+    "Denoiser",
+    "EDMModel",
+    "EpsilonModel",
+    "FlowModel",
+    "Schedule",
+    "SearchResult",
+    "Solver",
+    "VParamModel",
+    "X0Model",
+    "build_info",
+    "dp_search",
+    "grids",
+    "solvers",
+    "zoo",
+]
