@@ -1,7 +1,7 @@
-"""Plain torch oracle of :mod:`oss_ext.kernels`: the same functions, written to be obviously right, computed in float64.
+"""Plain torch oracle of `oss_ext.kernels`: the same functions, written to be obviously right, computed in float64.
 
-Shares no code with the kernels; imported by tests and benchmarks only. Loops over sources, so that no tensor is larger than
-the inputs. A basis is a sequence of P tensors [B, M, D] (B samples, M nodes, D numbers a node).
+Shares no code with the kernels; imported by tests and benchmarks only. Loops over sources, so that no tensor is larger
+than the inputs. A basis is a sequence of P tensors [B, M, D] (B samples, M nodes, D numbers a node).
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def pairwise_cost(
 ) -> Tensor:
     """cost[b,i,j] = target_weight_j * mean_d w_d (sum_p C_ijp u_p(i) - y_j)^2 for j > i in sources, +inf elsewhere.
 
-    Coefficients and weights are first rounded to the accumulate dtype, as the kernels round them. Returns [B, M, M] in it.
+    Coefficients and weights are first rounded to the accumulate dtype, as the kernels round them.
+    Returns [B, M, M] in that dtype.
     """
     batch, nodes, dim = target.shape
     accumulate = _accumulate_dtype(target.dtype)
@@ -47,15 +48,19 @@ def pairwise_cost(
     cost = torch.full((batch, nodes, nodes), math.inf, dtype=torch.float64, device=target.device)
     for b in range(batch):
         for i in range(begin, end):
-            for j in range(i + 1, nodes):
-                step = sum(c[b, i, j, p] * u[p][b, i] for p in range(len(u)))
-                value = (w * (step - y[b, j]) ** 2).sum() / dim
-                cost[b, i, j] = value if target_weight is None else value * target_weight.to(accumulate).double()[j]
+            later = slice(i + 1, nodes)
+            step = sum((c[b, i, later, p, None] * u[p][b, i] for p in range(len(u))), torch.zeros_like(y[b, later]))
+            cost[b, i, later] = (w * (step - y[b, later]) ** 2).sum(dim=-1) / dim
+            if target_weight is not None:
+                cost[b, i, later] *= target_weight.to(accumulate).double()[later]
     return cost.to(accumulate)
 
 
 def min_reduce(cost: Tensor, *, joint: bool = False) -> tuple[Tensor, Tensor]:
-    """values[b,j] = min_i cost[b,i,j] over finite candidates and its smallest i; none: +inf and -1. joint sums over b first."""
+    """values[b,j] = min_i cost[b,i,j] over finite candidates, and its smallest i; none: +inf and -1.
+
+    joint: the costs are summed over the samples first, in order; the results are [T].
+    """
     candidates = cost.double().cpu()
     if joint:
         total = torch.zeros(cost.shape[1:], dtype=torch.float64)
@@ -78,7 +83,10 @@ def min_reduce(cost: Tensor, *, joint: bool = False) -> tuple[Tensor, Tensor]:
 
 
 def advance(basis: Sequence[Tensor], coefficients: Tensor, backpointers: Tensor) -> Tensor:
-    """out[b,j] = sum_p C[b,i,j,p] u_p[b,i] with i = backpointers[b,j]; NaN where i = -1. [B, M, D] in the basis dtype."""
+    """out[b,j] = sum_p C[b,i,j,p] u_p[b,i] with i = backpointers[b,j]; NaN where i = -1.
+
+    Returns [B, M, D] in the basis dtype.
+    """
     batch, nodes, _ = basis[0].shape
     c = _per_sample(coefficients.to(_accumulate_dtype(basis[0].dtype)).double(), batch)
     chosen = backpointers.expand(batch, nodes).tolist()
@@ -87,7 +95,9 @@ def advance(basis: Sequence[Tensor], coefficients: Tensor, backpointers: Tensor)
         for j in range(nodes):
             i = chosen[b][j]
             if i != UNREACHED:
-                out[b, j] = sum(c[b, i, j, p] * vector[b, i].double() for p, vector in enumerate(basis))
+                out[b, j] = 0.0
+                for p, vector in enumerate(basis):
+                    out[b, j] += c[b, i, j, p] * vector[b, i].double()
     return out.to(basis[0].dtype)
 
 
@@ -114,15 +124,17 @@ def gram(
             for p in range(count):
                 for q in range(count):
                     products[b, i, p, q] = (w * u[p] * u[q]).sum()
-                for j in range(i + 1, nodes):
-                    moment[b, i, j, p] = (w * u[p] * (target[b, j].double() - u[0])).sum()
+                moment[b, i, i + 1 :, p] = (w * u[p] * (target[b, i + 1 :].double() - u[0])).sum(dim=-1)
     return products, moment
 
 
 def min_plus(
     cost: Tensor, steps: int, *, initial: Tensor | None = None, discount: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """V_k[j] = min_{i<j} cost[i,j] + discount V_{k-1}[i] and its smallest argmin, k = 1..steps, by the rule of min_reduce."""
+    """V_k[j] = min_{i<j} cost[i,j] + discount V_{k-1}[i] and its smallest argmin, k = 1..steps.
+
+    Only finite candidates count, as in min_reduce. Returns [K, B, M], or [K, M] for a cost of [M, M].
+    """
     batched = cost.dim() == 3
     costs = (cost if batched else cost[None]).double().tolist()
     nodes = cost.shape[-1]

@@ -38,8 +38,8 @@ void run(const AdvanceParams& params, int threads) {
     const void* rows[kMaxBasis];
     for (int p = 0; p < params.basis_count; ++p) {
       const RowsView& view = params.basis[p];
-      rows[p] = static_cast<const char*>(view.data) +
-                (sample * view.batch_stride + source * view.node_stride + first) * size;
+      rows[p] =
+          static_cast<const char*>(view.data) + (sample * view.batch_stride + source * view.node_stride + first) * size;
     }
     const char* coefficients =
         static_cast<const char*>(params.coefficients) +

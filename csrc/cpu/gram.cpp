@@ -31,7 +31,8 @@ void run(const GramParams& params, int threads) {
   });
 
   const TilePlan plan(params.batch, nodes, params.dim, params.source_begin, params.source_end);
-  const double operations = static_cast<double>(plan.tiles()) * kTileSources * kTileTargets * params.dim * (count + 1) / 8;
+  const double operations =
+      static_cast<double>(plan.tiles()) * kTileSources * kTileTargets * params.dim * (count + 1) / 8;
   for_tiles(
       params, plan, threads, operations, moment_scratch(params.basis_count), kTileSources * kTileTargets * count,
       [&](const Tile& tile, const TileTask&, double* sums) { isa.moment(tile, sums); },

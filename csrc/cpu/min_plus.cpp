@@ -1,14 +1,16 @@
 #include "oss_ext/min_plus.h"
 
-#include <cmath>
 #include <limits>
 #include <new>
 
+#include "oss_ext/best_source.h"
 #include "oss_ext/cpu/parallel.h"
-#include "oss_ext/min_reduce.h"
 
 namespace oss_ext::cpu {
 namespace {
+
+// Targets whose running minima stay in L1 while the rows of the cost stream by.
+constexpr int64_t kChunk = 256;
 
 template <class T>
 void run(const MinPlusParams& params, int threads) {
@@ -18,19 +20,21 @@ void run(const MinPlusParams& params, int threads) {
     const T* cost = static_cast<const T*>(params.cost) + sample * params.batch_stride;
     const double* before = params.initial;
     for (int64_t k = 0; k < params.steps; ++k) {
-      double* values = params.values + (k * params.batch + sample) * nodes;
-      int32_t* backpointers = params.backpointers + (k * params.batch + sample) * nodes;
-      std::fill_n(values, nodes, std::numeric_limits<double>::infinity());
-      std::fill_n(backpointers, nodes, kUnreached);
-      for (int64_t i = 0; i < nodes; ++i) {
-        const double past = params.discount * before[i];
-        if (!std::isfinite(past)) continue;
-        const T* edge = cost + i * params.source_stride;
-        for (int64_t j = i + 1; j < nodes; ++j) {
-          const double c = static_cast<double>(edge[j]) + past;
-          const bool wins = std::isfinite(c) && c < values[j];
-          values[j] = wins ? c : values[j];
-          backpointers[j] = wins ? static_cast<int32_t>(i) : backpointers[j];
+      const int64_t row = (k * params.batch + sample) * nodes;
+      double* values = params.values + row;
+      for (int64_t first = 0; first < nodes; first += kChunk) {
+        const int64_t end = std::min(first + kChunk, nodes);
+        BestSource best[kChunk];
+        std::fill_n(best, kChunk, BestSource::none());
+        for (int64_t i = 0; i < end; ++i) {
+          const double past = params.discount * before[i];
+          const T* edge = cost + i * params.source_stride;
+          for (int64_t j = std::max(first, i + 1); j < end; ++j)
+            best[j - first].offer(static_cast<double>(edge[j]) + past, static_cast<int32_t>(i));
+        }
+        for (int64_t j = first; j < end; ++j) {
+          values[j] = best[j - first].value;
+          params.backpointers[row + j] = best[j - first].source;
         }
       }
       before = values;

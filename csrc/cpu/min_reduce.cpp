@@ -1,26 +1,20 @@
 #include "oss_ext/min_reduce.h"
 
-#include <cmath>
 #include <limits>
 #include <new>
 
+#include "oss_ext/best_source.h"
 #include "oss_ext/cpu/parallel.h"
 
 namespace oss_ext::cpu {
 namespace {
 
-// Targets of one task: their running minima stay in registers and L1 while the sources stream by.
+// Targets of one task: their running minima stay in L1 while the sources stream by.
 constexpr int64_t kChunk = 256;
 
-// Takes one source's candidates: only a finite one that is strictly smaller than all before it wins.
 template <class T>
-void take(const T* candidate, int32_t source, int64_t count, double* values, int32_t* backpointers) {
-  for (int64_t j = 0; j < count; ++j) {
-    const double c = static_cast<double>(candidate[j]);
-    const bool wins = std::isfinite(c) && c < values[j];
-    values[j] = wins ? c : values[j];
-    backpointers[j] = wins ? source : backpointers[j];
-  }
+void take(const T* candidate, int32_t source, int64_t count, BestSource* best) {
+  for (int64_t j = 0; j < count; ++j) best[j].offer(static_cast<double>(candidate[j]), source);
 }
 
 template <class T>
@@ -33,20 +27,22 @@ void run(const MinReduceParams& params, int threads) {
   parallel_for(tasks, worker_count(tasks, threads, operations), [&](int64_t task, int) {
     const int64_t row = task / chunks, first = task % chunks * kChunk;
     const int64_t count = std::min(kChunk, params.targets - first);
-    double* values = params.values + row * params.targets + first;
-    int32_t* backpointers = params.backpointers + row * params.targets + first;
-    std::fill_n(values, count, std::numeric_limits<double>::infinity());
-    std::fill_n(backpointers, count, kUnreached);
+    BestSource best[kChunk];
+    std::fill_n(best, count, BestSource::none());
     for (int64_t i = 0; i < params.sources; ++i) {
       const T* candidate = cost + i * params.source_stride + first;
       if (!params.joint) {
-        take(candidate + row * params.batch_stride, static_cast<int32_t>(i), count, values, backpointers);
+        take(candidate + row * params.batch_stride, static_cast<int32_t>(i), count, best);
         continue;
       }
       double sum[kChunk] = {};
       for (int64_t b = 0; b < params.batch; ++b)
         for (int64_t j = 0; j < count; ++j) sum[j] += static_cast<double>(candidate[b * params.batch_stride + j]);
-      take(sum, static_cast<int32_t>(i), count, values, backpointers);
+      take(sum, static_cast<int32_t>(i), count, best);
+    }
+    for (int64_t j = 0; j < count; ++j) {
+      params.values[row * params.targets + first + j] = best[j].value;
+      params.backpointers[row * params.targets + first + j] = best[j].source;
     }
   });
 }

@@ -18,12 +18,12 @@ void run(const PairwiseCostParams& params, int threads) {
   const T* target_weight = static_cast<const T*>(params.target_weight);
 
   const int64_t rows = params.batch * nodes;
-  parallel_for(rows, worker_count(rows, threads, static_cast<double>(rows) * nodes / 8), [&](int64_t row, int) {
-    std::fill_n(cost + row * nodes, nodes, std::numeric_limits<T>::infinity());
-  });
+  parallel_for(rows, worker_count(rows, threads, static_cast<double>(rows) * nodes / 8),
+               [&](int64_t row, int) { std::fill_n(cost + row * nodes, nodes, std::numeric_limits<T>::infinity()); });
 
   const TilePlan plan(params.batch, nodes, params.dim, params.source_begin, params.source_end);
-  const double operations = static_cast<double>(plan.tiles()) * kTileSources * kTileTargets * params.dim * (count + 1) / 16;
+  const double operations =
+      static_cast<double>(plan.tiles()) * kTileSources * kTileTargets * params.dim * (count + 1) / 16;
   for_tiles(
       params, plan, threads, operations, pairwise_scratch(params.basis_count, sizeof(T)), kTileSources * kTileTargets,
       [&](const Tile& tile, const TileTask& task, double* sums) {

@@ -35,18 +35,24 @@ void combine_rows(const T* const* basis, const T* coefficients, int64_t count, T
 template <class T>
 void combine_any(int basis_count, const T* const* basis, const T* coefficients, int64_t count, T* out) {
   switch (basis_count) {
-    case 1: return combine_rows<T, 1>(basis, coefficients, count, out);
-    case 2: return combine_rows<T, 2>(basis, coefficients, count, out);
-    case 3: return combine_rows<T, 3>(basis, coefficients, count, out);
-    default: return combine_rows<T, 4>(basis, coefficients, count, out);
+    case 1:
+      return combine_rows<T, 1>(basis, coefficients, count, out);
+    case 2:
+      return combine_rows<T, 2>(basis, coefficients, count, out);
+    case 3:
+      return combine_rows<T, 3>(basis, coefficients, count, out);
+    default:
+      return combine_rows<T, 4>(basis, coefficients, count, out);
   }
 }
 
-void combine(DType dtype, int basis_count, const void* const* basis, const void* coefficients, int64_t count, void* out) {
+void combine(DType dtype, int basis_count, const void* const* basis, const void* coefficients, int64_t count,
+             void* out) {
   if (dtype == DType::f64) {
     const double* rows[kMaxBasis];
     for (int p = 0; p < basis_count; ++p) rows[p] = static_cast<const double*>(basis[p]);
-    return combine_any<double>(basis_count, rows, static_cast<const double*>(coefficients), count, static_cast<double*>(out));
+    return combine_any<double>(basis_count, rows, static_cast<const double*>(coefficients), count,
+                               static_cast<double*>(out));
   }
   const float* c = static_cast<const float*>(coefficients);
   const float* rows[kMaxBasis];

@@ -1,4 +1,5 @@
-// Gram and moment sums of one tile, in double. Included by the sources that are compiled once for every instruction set.
+// Gram and moment sums of one tile, in double. Included by the sources that are compiled once for every instruction
+// set.
 #pragma once
 
 #include "oss_ext/cpu/isa.h"
@@ -99,19 +100,27 @@ void gram_node(const Tile& tile, double* sums) {
 
 void moment(const Tile& tile, double* sums) {
   switch (tile.basis_count) {
-    case 1: return moment_tile<1>(tile, sums);
-    case 2: return moment_tile<2>(tile, sums);
-    case 3: return moment_tile<3>(tile, sums);
-    default: return moment_tile<4>(tile, sums);
+    case 1:
+      return moment_tile<1>(tile, sums);
+    case 2:
+      return moment_tile<2>(tile, sums);
+    case 3:
+      return moment_tile<3>(tile, sums);
+    default:
+      return moment_tile<4>(tile, sums);
   }
 }
 
 void gram(const Tile& tile, double* sums) {
   switch (tile.basis_count) {
-    case 1: return gram_node<1>(tile, sums);
-    case 2: return gram_node<2>(tile, sums);
-    case 3: return gram_node<3>(tile, sums);
-    default: return gram_node<4>(tile, sums);
+    case 1:
+      return gram_node<1>(tile, sums);
+    case 2:
+      return gram_node<2>(tile, sums);
+    case 3:
+      return gram_node<3>(tile, sums);
+    default:
+      return gram_node<4>(tile, sums);
   }
 }
 

@@ -12,8 +12,8 @@ constexpr int kBlockDim = 1024;
 // Up to here the lanes of a vector are targets, beyond they are dims.
 constexpr int kFewDims = 32;
 
-// One tile of (source, target) pairs over the dims [dim_begin, dim_end). Pointers stand at the tile's first row, at dim 0.
-// Pair (i, j) of the tile is wanted where j + diagonal > i; other sums are left 0.
+// One tile of (source, target) pairs over the dims [dim_begin, dim_end). Pointers stand at the tile's first row, at dim
+// 0. Pair (i, j) of the tile is wanted where j + diagonal > i; other sums are left 0.
 struct Tile {
   DType dtype;
   int basis_count;
@@ -45,7 +45,8 @@ struct IsaKernels {
   // sums[basis_count][basis_count] of the tile's first source over the dims of the tile = sum_d w u_p u_q.
   void (*gram)(const Tile& tile, double* sums);
   // out[0, count) = sum_p coefficients[p] basis[p][0, count); coefficients: acc.
-  void (*combine)(DType dtype, int basis_count, const void* const* basis, const void* coefficients, int64_t count, void* out);
+  void (*combine)(DType dtype, int basis_count, const void* const* basis, const void* coefficients, int64_t count,
+                  void* out);
 };
 
 const IsaKernels& baseline_kernels();

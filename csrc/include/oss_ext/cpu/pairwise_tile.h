@@ -87,7 +87,8 @@ struct Micro {
 };
 
 template <class T, int P, bool Weighted>
-void add_block(const Tile& tile, const PackedTile<T>& packed, int count, const T* coefficients, int64_t stride, double* sums) {
+void add_block(const Tile& tile, const PackedTile<T>& packed, int count, const T* coefficients, int64_t stride,
+               double* sums) {
   using M = Micro<T, P, Weighted>;
   const int whole = count / kLanes<T> * kLanes<T>;
   const Mask<T> mask = first_lanes<T>(count - whole);
@@ -128,7 +129,8 @@ void add_few_dims(const Tile& tile, const PackedTile<T>& packed, int count, cons
   constexpr int lanes = kLanes<T>;
   T by_dim[kFewDims][kTileTargets];
   for (int d = 0; d < count; ++d)
-    for (int j = 0; j < kTileTargets; ++j) by_dim[d][j] = j < tile.targets ? packed.target[int64_t{j} * packed.row + d] : T(0);
+    for (int j = 0; j < kTileTargets; ++j)
+      by_dim[d][j] = j < tile.targets ? packed.target[int64_t{j} * packed.row + d] : T(0);
   for (int i = 0; i < tile.sources; ++i) {
     const T* u = packed.basis + int64_t{i} * P * packed.row;
     const T* c_row = coefficients + i * stride;
@@ -183,10 +185,14 @@ template <class T>
 void pairwise_basis(const Tile& tile, const void* coefficients, int64_t stride, double* sums) {
   const T* c = static_cast<const T*>(coefficients);
   switch (tile.basis_count) {
-    case 1: return pairwise_weight<T, 1>(tile, c, stride, sums);
-    case 2: return pairwise_weight<T, 2>(tile, c, stride, sums);
-    case 3: return pairwise_weight<T, 3>(tile, c, stride, sums);
-    default: return pairwise_weight<T, 4>(tile, c, stride, sums);
+    case 1:
+      return pairwise_weight<T, 1>(tile, c, stride, sums);
+    case 2:
+      return pairwise_weight<T, 2>(tile, c, stride, sums);
+    case 3:
+      return pairwise_weight<T, 3>(tile, c, stride, sums);
+    default:
+      return pairwise_weight<T, 4>(tile, c, stride, sums);
   }
 }
 

@@ -1,5 +1,5 @@
-// Threads for the CPU kernels: tasks are handed out one at a time, so that what a task computes cannot depend on how many
-// threads there are. std::thread and not OpenMP, because torch brings an OpenMP runtime of its own.
+// Threads for the CPU kernels: tasks are handed out one at a time, so that what a task computes cannot depend on how
+// many threads there are. std::thread and not OpenMP, because torch brings an OpenMP runtime of its own.
 #pragma once
 
 #include <algorithm>

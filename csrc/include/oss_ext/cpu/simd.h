@@ -1,6 +1,6 @@
-// Vectors and conversions for the sources that are compiled once for every instruction set. Everything here has internal
-// linkage and nothing comes from the standard library: an inline function with external linkage would be merged over the
-// instruction sets by the linker, and could bring AVX-512 code to a machine without it.
+// Vectors and conversions for the sources that are compiled once for every instruction set. Everything here has
+// internal linkage and nothing comes from the standard library: an inline function with external linkage would be
+// merged over the instruction sets by the linker, and could bring AVX-512 code to a machine without it.
 #pragma once
 
 #include <cstdint>
@@ -52,7 +52,8 @@ OSS_EXT_INLINE Vector<T> load(const T* from) {
   return v;
 }
 
-// A vector that is used more than once is loaded once: left alone, GCC folds the load into every instruction that uses it.
+// A vector that is used more than once is loaded once: left alone, GCC folds the load into every instruction that uses
+// it.
 template <class T>
 OSS_EXT_INLINE Vector<T> in_register(Vector<T> v) {
 #if defined(__AVX512F__)

@@ -1,5 +1,5 @@
-// How the upper triangle of (source, target) pairs is cut into tasks. The cut depends on the sizes alone, never on the number
-// of threads, so that the sums are added in the same order on any number of threads.
+// How the upper triangle of (source, target) pairs is cut into tasks. The cut depends on the sizes alone, never on the
+// number of threads, so that the sums are added in the same order on any number of threads.
 #pragma once
 
 #include <algorithm>

@@ -1,0 +1,49 @@
+"""What every test shares: the devices, and how hypothesis runs."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+import oss_ext
+
+settings.register_profile("default", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def cuda_missing() -> str | None:
+    """Why CUDA tests cannot run here, or None."""
+    if not oss_ext.build_info()["cuda"]:
+        return "this build of oss_ext has CPU kernels only"
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA GPU"
+    return None
+
+
+def need_cuda() -> None:
+    """Skips where CUDA cannot run; fails instead under OSS_REQUIRE_CUDA=1."""
+    reason = cuda_missing()
+    if reason is None:
+        return
+    if os.environ.get("OSS_REQUIRE_CUDA") == "1":
+        pytest.fail(f"OSS_REQUIRE_CUDA=1, but {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    if request.param == "cpu":
+        return torch.device("cpu")
+    need_cuda()
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+@pytest.fixture(scope="session")
+def cuda_device() -> torch.device:
+    """For tests that make sense on CUDA only (mark them gpu)."""
+    need_cuda()
+    return torch.device("cuda", torch.cuda.current_device())

@@ -1,0 +1,135 @@
+"""gram against the oracle and a hand-computed table, and the least-squares fit that it is for."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from helpers.kernel_inputs import DTYPES, Case, cases, threads
+from hypothesis import given
+
+from oss_ext import kernels, reference
+
+
+def run(case: Case, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    positional, keywords = case.gram_arguments(device)
+    return kernels.gram(*positional, **keywords)
+
+
+def assert_gram_close(got: tuple[torch.Tensor, torch.Tensor], case: Case) -> None:
+    """Sums in double: 64 roundings of the sum without signs are allowed."""
+    positional, keywords = case.gram_arguments()
+    u0 = case.basis[0].double().abs()
+    unsigned = [-u0, *(u.double().abs() for u in case.basis[1:])]
+    with threads(1):  # many small torch operations: on a busy machine their threads wait for each other
+        expected = reference.gram(*positional, **keywords)
+        sizes = reference.gram(unsigned, case.target.double().abs(), **keywords)
+    for result, wanted, size in zip(got, expected, sizes, strict=True):
+        assert result.dtype == torch.float64 and result.shape == wanted.shape
+        error = (result.cpu() - wanted).abs()
+        assert (error <= 64 * torch.finfo(torch.float64).eps * size.abs()).all(), error.max().item()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_hand_table(device: torch.device, dtype: torch.dtype) -> None:
+    state = torch.tensor([[[1.0, 2.0], [3.0, 0.0]]], dtype=dtype, device=device)
+    output = torch.tensor([[[1.0, 1.0], [0.0, 2.0]]], dtype=dtype, device=device)
+    target = torch.tensor([[[9.0, 9.0], [4.0, 8.0]]], dtype=dtype, device=device)
+    weight = torch.tensor([1.0, 0.5], device=device)
+    products, moment = kernels.gram([state, output], target, weight=weight)
+    assert products.tolist() == [[[[3.0, 2.0], [2.0, 1.5]], [[9.0, 0.0], [0.0, 2.0]]]]
+    # Only 0 -> 1: y - u_0 = (3, 6); w u_0 = (1, 1), w u_1 = (1, 0.5)
+    assert moment.tolist() == [[[[0.0, 0.0], [9.0, 6.0]], [[0.0, 0.0], [0.0, 0.0]]]]
+    products, moment = kernels.gram([state, output], target, sources=(1, 2))
+    assert products.tolist() == [[[[0.0, 0.0], [0.0, 0.0]], [[9.0, 0.0], [0.0, 4.0]]]]
+    assert not moment.any()
+
+
+@given(case=cases())
+def test_oracle(device: torch.device, case: Case) -> None:
+    products, moment = got = run(case, device)
+    assert_gram_close(got, case)
+    assert torch.equal(products, products.transpose(-1, -2))
+    for count in (1, 3):
+        with threads(count):
+            again = run(case, device)
+        assert torch.equal(again[0], products) and torch.equal(again[1], moment)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("batch", "nodes", "dim", "count"), [(1, 130, 40, 2), (2, 65, 1029, 3), (1, 3, 300_007, 2), (1, 64, 2051, 4)]
+)
+def test_oracle_across_tiles(
+    device: torch.device, dtype: torch.dtype, batch: int, nodes: int, dim: int, count: int
+) -> None:
+    case = Case(batch, nodes, dim, count, dtype, "sliced", weighted=count != 4, seed=nodes)
+    assert_gram_close(run(case, device), case)
+
+
+def test_normal_equations_give_the_fit(device: torch.device) -> None:
+    """With B_p = u_p and y - u_0 in the span of the basis, the solution is the coefficients that made y."""
+    g = torch.Generator().manual_seed(0)
+    basis = [torch.randn(1, 2, 500, generator=g, dtype=torch.float64) for _ in range(3)]
+    wanted = torch.tensor([0.25, -1.5, 3.0], dtype=torch.float64)
+    target = torch.zeros(1, 2, 500, dtype=torch.float64)
+    target[0, 1] = basis[0][0, 0] + sum(c * u[0, 0] for c, u in zip(wanted, basis, strict=True))
+    products, moment = kernels.gram([u.to(device) for u in basis], target.to(device))
+    torch.testing.assert_close(torch.linalg.solve(products[0, 0].cpu(), moment[0, 0, 1].cpu()), wanted)
+
+
+def test_difference_is_taken_before_the_sum(device: torch.device) -> None:
+    """Target and state 1e6 with a difference of 1: taken apart, the sums would lose it to cancellation."""
+    state = torch.full((1, 2, 1001), 1e6, device=device)
+    moment = kernels.gram([state], state + 1)[1]
+    assert moment[0, 0, 1, 0].item() == 1001e6
+
+
+@pytest.mark.parametrize("dim", [5, 1029])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bad_numbers_spoil_only_their_pairs(device: torch.device, dtype: torch.dtype, dim: int) -> None:
+    case = Case(2, 7, dim, 2, dtype, seed=1)
+    clean = run(case, device)
+    case.basis[1][1, 3, dim - 1] = math.nan
+    case.target[0, 5, 0] = math.inf
+    products, moment = run(case, device)
+    bad_products = torch.zeros(2, 7, 2, 2, dtype=torch.bool, device=device)
+    bad_products[1, 3] = True
+    bad_products[1, 3, 0, 0] = False
+    bad_moment = torch.zeros(2, 7, 7, 2, dtype=torch.bool, device=device)
+    bad_moment[1, 3, 4:, 1] = True
+    bad_moment[0, :5, 5] = True
+    assert torch.equal(products.isfinite(), ~bad_products) and torch.equal(moment.isfinite(), ~bad_moment)
+    assert torch.equal(products[~bad_products], clean[0][~bad_products])
+    assert torch.equal(moment[~bad_moment], clean[1][~bad_moment])
+
+
+def test_empty_batch_and_single_node(device: torch.device) -> None:
+    products, moment = run(Case(0, 4, 3), device)
+    assert products.shape == (0, 4, 2, 2) and moment.shape == (0, 4, 4, 2)
+    case = Case(2, 1, 3)
+    assert_gram_close(run(case, device), case)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "match"),
+    [
+        ("basis", [], "basis"),
+        ("basis", [torch.zeros(2, 4, 6)] * 5, "basis.*5"),
+        ("basis", [torch.zeros(2, 4, 0)], "basis.*0"),
+        ("target", torch.zeros(2, 3, 6), "target.*3"),
+        ("target", torch.zeros(2, 4, 6).double(), "target.*float64"),
+        ("weight", torch.zeros(2), "weight.*2"),
+        ("sources", (2, 9), "sources.*9"),
+    ],
+)
+def test_errors_name_the_argument(device: torch.device, name: str, value: Any, match: str) -> None:
+    if isinstance(value, torch.Tensor):
+        value = value.to(device)
+    elif isinstance(value, list):
+        value = [v.to(device) for v in value]
+    rows = torch.zeros(2, 4, 6, device=device)
+    with pytest.raises((ValueError, TypeError), match=match):
+        kernels.gram(**{"basis": [rows], "target": rows, name: value})
