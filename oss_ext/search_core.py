@@ -130,7 +130,7 @@ def _run(noise: Tensor, t: Tensor, steps: int, solver: solvers.Solver, share: st
         backpointers=torch.stack([stage.backpointers for stage in stages]),
         costs=[stage.cost for stage in stages],
         endpoints=[stage.endpoint.view(shape) for stage in stages],
-        teacher=teacher.states[:, -1].reshape(shape),
+        teacher=teacher.states[:, -1].clone().view(shape),  # a view would keep the whole trajectory alive
         nfe=count_evaluations(len(t) - 1, steps, share, start),
     )
     if share == "median":

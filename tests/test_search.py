@@ -61,6 +61,13 @@ def test_teacher_is_the_fine_grid_by_euler():
     torch.testing.assert_close(result.teacher, x0, rtol=0, atol=1e-13)
 
 
+def test_the_result_keeps_no_trajectory_alive():
+    noise = normal(6, 4)
+    result = dp_search(mixture(1).flow(), noise, 3, teacher_steps=40)
+    for kept in (result.teacher, *result.endpoints.values()):
+        assert kept.untyped_storage().nbytes() == noise.numel() * 8
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_noise(dtype):
     inner = mixture(1).flow().fn
