@@ -1,12 +1,13 @@
 """One stage of the search (cost, minimum, advance; joint, Euler, fp32) beside its floors and its peers.
 
-    python benchmarks/bench_kernels.py                  # every size of the table, on the GPU; saves results/kernels.json
+    python benchmarks/bench_kernels.py                       # every size, on the GPU; saves results/kernels.json
     python benchmarks/bench_kernels.py --size 16,200,12288 --runs 50
     python benchmarks/bench_kernels.py --device cpu --size 1,50,3072     # no floors: a CPU has no known peak here
 
 Inputs rotate through more memory than the last-level cache holds; the result is checked before it is timed.
 Floors, for P = 2 (state and velocity), B samples, M = N + 1 nodes, D numbers:
-    memory  6 x 4 B M D bytes (state, velocity, teacher read for the cost; winners' state and velocity read, state written)
+    memory  6 x 4 B M D bytes (cost: state, velocity and teacher read; advance: winners' state and velocity read, state
+            written)
     fp32    3 x B (N^2 / 2) D fused instructions (two to form a candidate's error, one to add its square)
 """
 
@@ -34,7 +35,7 @@ CACHE_BYTES = 256 * 2**20  # rotate through at least this much
 
 
 def make_inputs(batch: int, steps: int, dim: int, device: torch.device, seed: int):
-    """A smooth made-up trajectory, its states slightly off, and velocities: costs as spread out as a search meets them."""
+    """A smooth made-up trajectory, its states slightly off, and velocities: costs spread out as a search meets them."""
     generator = torch.Generator(device).manual_seed(seed)
     t = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=device)
     a, b, c = (torch.randn(batch, 1, dim, device=device, generator=generator) for _ in range(3))
@@ -88,7 +89,8 @@ def bench(size, device, runs, peer_runs, copy_rate, fp32_rate):
     x, v, y, t = sets[0]
     coefficients = euler_coefficients(t)
     pointers, states = our_stage(x, v, y, coefficients)
-    expected = x[:, pointers[1:].long()] + (t[1:] - t[pointers[1:].long()])[None, :, None].float() * v[:, pointers[1:].long()]
+    source = pointers[1:].long()
+    expected = x[:, source] + (t[1:] - t[source])[None, :, None].float() * v[:, source]
     row["excess_cost"] = worst_excess(pointers, exact, targets)
     row["state_error"] = float((states[:, 1:] - expected).abs().max())
     assert row["excess_cost"] < 1e-4 and row["state_error"] < 1e-4, row
@@ -97,25 +99,29 @@ def bench(size, device, runs, peer_runs, copy_rate, fp32_rate):
     row["ours"] = measure.timed(lambda k: our_stage(*sets[k % len(sets)][:3], coefficients), device, runs)
     cost = kernels.pairwise_cost([x, v], coefficients, y)
     parts = {
-        "pairwise_cost": lambda k: kernels.pairwise_cost(list(sets[k % len(sets)][:2]), coefficients, sets[k % len(sets)][2]),
-        "min_reduce": lambda k: kernels.min_reduce(cost, joint=True),
-        "advance": lambda k: kernels.advance(list(sets[k % len(sets)][:2]), coefficients, pointers),
-        "gram": lambda k: kernels.gram(list(sets[k % len(sets)][:2]), sets[k % len(sets)][2]),
+        "pairwise_cost": lambda x, v, y, t: kernels.pairwise_cost([x, v], coefficients, y),
+        "min_reduce": lambda x, v, y, t: kernels.min_reduce(cost, joint=True),
+        "advance": lambda x, v, y, t: kernels.advance([x, v], coefficients, pointers),
+        "gram": lambda x, v, y, t: kernels.gram([x, v], y),
     }
-    row["parts_ms"] = {name: measure.timed(call, device, max(20, runs // 2))["median_ms"] for name, call in parts.items()}
 
-    def with_tf32(call, allowed):
+    def rotating(call):
+        return lambda k: call(*sets[k % len(sets)])
+
+    row["parts"] = {name: measure.timed(rotating(call), device, max(20, runs // 2)) for name, call in parts.items()}
+
+    def with_tf32(allowed):
         def run(k):
             torch.backends.cuda.matmul.allow_tf32 = allowed
-            return call(*sets[k % len(sets)])
+            return peers.gram_form(*sets[k % len(sets)])
 
         return run
 
     row["peers"] = {}
     for name, call in {
-        "source_loop": lambda k: peers.source_loop(*sets[k % len(sets)]),
-        "gram_bmm_fp32": with_tf32(peers.gram_form, False),
-        "gram_bmm_tf32": with_tf32(peers.gram_form, True),
+        "source_loop": rotating(peers.source_loop),
+        "gram_bmm_fp32": with_tf32(False),
+        "gram_bmm_tf32": with_tf32(True),
     }.items():
         entry = {"excess_cost": worst_excess(call(0)[0], exact, targets)}
         entry |= measure.timed(call, device, peer_runs if name == "source_loop" else runs, warm=1)
@@ -136,21 +142,24 @@ def bench(size, device, runs, peer_runs, copy_rate, fp32_rate):
 
 
 def table(rows) -> str:
+    """Milliseconds a stage and its parts, floors and peers; then what choosing by each cost loses; then the Gram kernel."""
+    columns = ["ours", "cost", "min", "adv", "floor", "x floor", "loop", "bmm32", "bmmTF32"]
     lines = [
-        f"{'(B, N, D)':>18} {'ours':>8} {'cost':>8} {'min':>7} {'adv':>7} {'floor':>7} {'x floor':>7} "
-        f"{'loop':>8} {'bmm32':>7} {'bmmTF':>7}   ms; excess cost ours / bmm32 / TF32; gram / its floor"
+        f"{'(B, N, D)':>18}" + "".join(f"{name:>9}" for name in columns) + "   excess ours/bmm32/TF32      gram  floor"
     ]
     for row in rows:
         size = f"({row['batch']},{row['steps']},{row['dim']})"
-        parts, others = row["parts_ms"], row["peers"]
+        parts, others, unknown = row["parts"], row["peers"], float("nan")
+        times = [row["ours"], parts["pairwise_cost"], parts["min_reduce"], parts["advance"]]
+        peer_times = [others[name]["median_ms"] for name in ("source_loop", "gram_bmm_fp32", "gram_bmm_tf32")]
+        numbers = [entry["median_ms"] for entry in times]
+        numbers += [row.get("floor_ms", unknown), row.get("times_floor", unknown), *peer_times]
+        excess = [row["excess_cost"], others["gram_bmm_fp32"]["excess_cost"], others["gram_bmm_tf32"]["excess_cost"]]
         lines.append(
-            f"{size:>18} {row['ours']['median_ms']:8.3f} {parts['pairwise_cost']:8.3f} {parts['min_reduce']:7.3f} "
-            f"{parts['advance']:7.3f} {row.get('floor_ms', float('nan')):7.3f} {row.get('times_floor', float('nan')):7.2f} "
-            f"{others['source_loop']['median_ms']:8.2f} {others['gram_bmm_fp32']['median_ms']:7.3f} "
-            f"{others['gram_bmm_tf32']['median_ms']:7.3f}   {row['excess_cost']:.1e} / "
-            f"{others['gram_bmm_fp32']['excess_cost']:.1e} / {others['gram_bmm_tf32']['excess_cost']:.1e}; {parts['gram']:.3f} / "
-            f"{row.get('floor_gram_ms', float('nan')):.3f}"
-        )
+            f"{size:>18}" + "".join(f"{number:9.3f}" for number in numbers)
+            + "  " + " ".join(f"{number:8.1e}" for number in excess)
+            + f"{parts['gram']['median_ms']:9.3f}{row.get('floor_gram_ms', unknown):7.3f}"
+        )  # fmt: skip
     return "\n".join(lines)
 
 
@@ -173,7 +182,8 @@ def main() -> None:
         print(table(rows[-1:]), flush=True)
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    result = measure.environment(device) | {"copy_bytes_per_s": rates[0], "fp32_instructions_per_s": rates[1], "rows": rows}
+    ceilings = {"copy_bytes_per_s": rates[0], "fp32_instructions_per_s": rates[1]}
+    result = measure.environment(device) | ceilings | {"rows": rows}
     path = measure.save("kernels" if device.type == "cuda" else "kernels_cpu", result, options.out)
     print(table(rows), f"\nsaved {path}", sep="\n")
 

@@ -19,7 +19,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def timed(call: Callable[[int], object], device: torch.device, runs: int, warm: int = 3) -> dict[str, float]:
-    """Milliseconds of `call(k)`, k = 0, 1, ...: median, the quartiles, the number of runs. `k` lets a call rotate its inputs."""
+    """Milliseconds of `call(k)`, k = 0, 1, ...: median, quartiles, runs. `k` lets a call rotate its inputs."""
     for k in range(warm):
         call(k)
     samples = []
@@ -56,7 +56,7 @@ def fp32_rate(device: torch.device) -> float:
 
 
 def commit() -> str:
-    """The commit measured: OSS_COMMIT where the tree came without its git folder, "+" if there are uncommitted changes."""
+    """The commit measured: OSS_COMMIT where the tree came without git; "+" if there are uncommitted changes."""
     if "OSS_COMMIT" in os.environ:
         return os.environ["OSS_COMMIT"]
     run = {"cwd": RESULTS.parent, "capture_output": True, "text": True, "check": True}

@@ -1,6 +1,6 @@
-"""What a stage of the search costs without our kernels: the same result from plain torch, written here from the formulae.
+"""What a stage of the search costs without our kernels: the same result from plain torch, written from the formulae.
 
-Each takes x, v, y [B, M, D], the flow times t [M] and a `joint` cost, and returns (backpointers [M], states [B, M, D])."""
+Each takes x, v, y [B, M, D] and the flow times t [M], and returns the joint (backpointers [M], states [B, M, D])."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def _pick(total: Tensor, x: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tenso
 
 
 def source_loop(x: Tensor, v: Tensor, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The published search's loop: one source at a time against all its targets, batched over the samples, keeping the best."""
-    batch, nodes, dim = x.shape
+    """The published search's loop, batched over samples: one source at a time against its targets, the best kept."""
+    nodes = x.shape[1]
     best = torch.full((nodes,), float("inf"), device=x.device)
     pointers = torch.zeros(nodes, dtype=torch.int64, device=x.device)
     states = torch.zeros_like(x)
@@ -33,13 +33,14 @@ def source_loop(x: Tensor, v: Tensor, y: Tensor, t: Tensor) -> tuple[Tensor, Ten
 
 
 def gram_form(x: Tensor, v: Tensor, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """|x_i + h v_i - y_j|^2 multiplied out into matrix products: fast on tensor cores, but it cancels where costs are small."""
+    """|x_i + h v_i - y_j|^2 multiplied out into matrix products: fast on tensor cores, but small costs cancel."""
     nodes = x.shape[1]
     step = (t[None, :] - t[:, None]).to(x.dtype)
     y_t = y.transpose(1, 2)
     xy, vy = torch.bmm(x, y_t), torch.bmm(v, y_t)
     xx, vv, yy, xv = x.square().sum(2), v.square().sum(2), y.square().sum(2), (x * v).sum(2)
-    cost = xx[:, :, None] + yy[:, None, :] - 2 * xy + step * (2 * xv[:, :, None] - 2 * vy) + step.square() * vv[:, :, None]
+    cost = xx[:, :, None] + yy[:, None, :] - 2 * xy
+    cost += step * (2 * xv[:, :, None] - 2 * vy) + step.square() * vv[:, :, None]
     total = cost.sum(0) / x.shape[2]
     lower = torch.ones(nodes, nodes, dtype=torch.bool, device=x.device).tril()
     return _pick(total.masked_fill(lower, float("inf")), x, v, t)

@@ -25,14 +25,17 @@ void raise_on(Status status, const char* operation) {
   if (status == kOk) return;
   const std::string op = operation;
   if (status == kNotCompiled) {
-    throw std::runtime_error(op + ": the tensors are on CUDA, but this build of oss_ext has CPU kernels only "
-                             "(no CUDA compiler was found when it was built); reinstall with nvcc on PATH, or pass CPU tensors");
+    throw std::runtime_error(
+        op +
+        ": the tensors are on CUDA, but this build of oss_ext has CPU kernels only "
+        "(no CUDA compiler was found when it was built); reinstall with nvcc on PATH, or pass CPU tensors");
   }
   if (status == kOutOfMemory) throw std::bad_alloc();
   if (status > 0) {
-    throw std::runtime_error(op + ": " + cuda::error_string(status) +
-                             " (CUDA needs an NVIDIA GPU, a driver that the CUDA runtime of this build accepts, and kernels "
-                             "for the GPU's architecture: see oss_ext.build_info())");
+    throw std::runtime_error(
+        op + ": " + cuda::error_string(status) +
+        " (CUDA needs an NVIDIA GPU, a driver that the CUDA runtime of this build accepts, and kernels "
+        "for the GPU's architecture: see oss_ext.build_info())");
   }
   throw py::value_error(op + ": the kernel refused its arguments (status " + std::to_string(status) + ")");
 }
@@ -151,8 +154,8 @@ void take_sources(Params& params, int64_t begin, int64_t end) {
 }
 
 void pairwise_cost(const std::vector<py::object>& basis, py::handle coefficients, py::handle target,
-                   const py::object& weight, const py::object& target_weight, int64_t source_begin,
-                   int64_t source_end, py::handle cost, const Launch& launch) {
+                   const py::object& weight, const py::object& target_weight, int64_t source_begin, int64_t source_end,
+                   py::handle cost, const Launch& launch) {
   PairwiseCostParams params{};
   auto inputs = take_basis(basis, params);
   const TensorArgument like = inputs[0];

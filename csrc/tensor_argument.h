@@ -83,7 +83,8 @@ inline void want_dtype(const TensorArgument& t, const std::string& wanted) {
 }
 
 inline void want_device(const TensorArgument& t, const TensorArgument& like) {
-  if (!(t.device == like.device)) fail(t, "device " + t.device.text(), like.device.text() + ", the device of " + like.name);
+  if (!(t.device == like.device))
+    fail(t, "device " + t.device.text(), like.device.text() + ", the device of " + like.name);
 }
 
 inline void want_shape(const TensorArgument& t, const std::vector<int64_t>& wanted, const char* meaning) {
@@ -104,8 +105,8 @@ inline bool dense_from(const TensorArgument& t, int first) {
 // first: the leading dimensions before it may have any stride.
 inline void want_contiguous(const TensorArgument& t, int first = 0) {
   if (dense_from(t, first)) return;
-  const std::string which = first == 0 ? "a contiguous tensor" : "the last " + std::to_string(t.rank() - first) +
-                                                                     " dimension(s) contiguous";
+  const std::string which =
+      first == 0 ? "a contiguous tensor" : "the last " + std::to_string(t.rank() - first) + " dimension(s) contiguous";
   fail(t, "strides " + text_of(t.strides) + " for shape " + text_of(t.sizes), which + " (call .contiguous())");
 }
 

@@ -1,7 +1,7 @@
 """Optimal step schedules for diffusion and flow models (OSS, arXiv 2503.21774).
 
-    result = oss_ext.dp_search(oss_ext.FlowModel(velocity), noise, steps=10)
-    images = result.schedule.sample(model, noise)
+result = oss_ext.dp_search(oss_ext.FlowModel(velocity), noise, steps=10)
+images = result.schedule.sample(model, noise)
 """
 
 from oss_ext import grids, solvers, zoo

@@ -1,11 +1,11 @@
 """Thin wrappers of the compiled kernels: the only user of `oss_ext._C` besides `build`.
 
-Tensors decide where a kernel runs: CPU tensors on `torch.get_num_threads()` threads, CUDA tensors on the current stream of
-their device. Every result is bitwise the same from run to run. Shapes: B samples, M = N + 1 grid nodes, D numbers a
+Tensors decide where a kernel runs: CPU tensors on `torch.get_num_threads()` threads, CUDA tensors on the current stream
+of their device. Every result is bitwise the same from run to run. Shapes: B samples, M = N + 1 grid nodes, D numbers a
 sample, P basis vectors a node. "Accumulate dtype" is float64 for float64 inputs and float32 for the others.
 
-Wrong input raises ValueError or TypeError that names the argument, what came and what was wanted; a CUDA call that cannot
-run (no driver, no GPU, a CPU-only build) raises RuntimeError that says so.
+Wrong input raises ValueError or TypeError that names the argument, what came and what was wanted; a CUDA call that
+cannot run (no driver, no GPU, a CPU-only build) raises RuntimeError that says so.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ __all__ = ["advance", "gram", "min_plus", "min_reduce", "pairwise_cost"]
 
 def _launch(device: torch.device) -> _C.Launch:
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    return _C.Launch(
-        torch.get_num_threads(), stream, lambda size: torch.empty(size, dtype=torch.uint8, device=device)
-    )
+    return _C.Launch(torch.get_num_threads(), stream, lambda size: torch.empty(size, dtype=torch.uint8, device=device))
 
 
 def _accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -72,8 +70,8 @@ def pairwise_cost(
     and i in `sources`; +inf elsewhere. The N x N x D candidates are never stored.
 
     Args:
-        basis: P = 1..4 tensors [B, M, D] of one dtype (float32, bfloat16, float16 or float64): the vectors u_p(i) of node i.
-            The last dimension is contiguous, the other strides are free.
+        basis: P = 1..4 tensors [B, M, D] of one dtype (float32, bfloat16, float16 or float64): the vectors u_p(i) of
+            node i. The last dimension is contiguous, the other strides are free.
         coefficients: [M, M, P], shared by the batch, or [B, M, M, P]; cast to the accumulate dtype.
         target: [B, M, D], the dtype of the basis: the teacher's states.
         weight: [D], or None for ones.
@@ -103,8 +101,8 @@ def pairwise_cost(
 def min_reduce(cost: Tensor, *, joint: bool = False) -> tuple[Tensor, Tensor]:
     """Best source of every target: `values[j] = min_i cost[i, j]` and its argmin.
 
-    Only finite candidates count; among equals the smallest i wins (the noisiest source, the longest step); a target without a
-    finite candidate has value +inf and backpointer -1.
+    Only finite candidates count; among equals the smallest i wins (the noisiest source, the longest step); a target
+    without a finite candidate has value +inf and backpointer -1.
 
     Args:
         cost: [B, S, T], float32 or float64, last dimension contiguous.
@@ -155,8 +153,8 @@ def gram(
 ) -> tuple[Tensor, Tensor]:
     """Inner products that least-squares coefficients need, summed in float64 whatever the input.
 
-    `gram[b, i, p, q] = sum_d weight_d u_p u_q` and `moment[b, i, j, p] = sum_d weight_d u_p(i) (target(j) - u_0(i))` for
-    i < j; 0 elsewhere and outside `sources`.
+    `gram[b, i, p, q] = sum_d weight_d u_p u_q`, and `moment[b, i, j, p] = sum_d weight_d u_p(i) (target(j) - u_0(i))`
+    for i < j; 0 elsewhere and outside `sources`.
 
     Args:
         basis, target, sources: as for `pairwise_cost`.
@@ -201,7 +199,9 @@ def min_plus(
     if not isinstance(cost, Tensor):
         raise TypeError(f"cost: got {type(cost).__name__}, wanted a torch.Tensor")
     if cost.dim() not in (2, 3) or cost.shape[-1] != cost.shape[-2] or cost.shape[-1] < 1:
-        raise ValueError(f"cost: got shape {list(cost.shape)}, wanted [nodes, nodes] or [batch, nodes, nodes], nodes >= 1")
+        raise ValueError(
+            f"cost: got shape {list(cost.shape)}, wanted [nodes, nodes] or [batch, nodes, nodes], nodes >= 1"
+        )
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps: got {steps!r}, wanted an integer >= 1")
     batched = cost if cost.dim() == 3 else cost.unsqueeze(0)

@@ -1,5 +1,4 @@
 #include "oss_ext/advance.h"
-
 #include "oss_ext/cuda/advance.cuh"
 
 namespace oss_ext::cuda {

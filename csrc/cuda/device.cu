@@ -1,6 +1,6 @@
-#include "oss_ext/device.h"
-
 #include <cuda_runtime.h>
+
+#include "oss_ext/device.h"
 
 namespace oss_ext::cuda {
 

@@ -1,8 +1,7 @@
-#include "oss_ext/gram.h"
-
 #include <algorithm>
 
 #include "oss_ext/cuda/gram.cuh"
+#include "oss_ext/gram.h"
 
 namespace oss_ext::cuda {
 namespace {

@@ -1,6 +1,5 @@
-#include "oss_ext/min_plus.h"
-
 #include "oss_ext/cuda/min_plus.cuh"
+#include "oss_ext/min_plus.h"
 
 namespace oss_ext::cuda {
 namespace {

@@ -1,6 +1,5 @@
-#include "oss_ext/min_reduce.h"
-
 #include "oss_ext/cuda/min_reduce.cuh"
+#include "oss_ext/min_reduce.h"
 
 namespace oss_ext::cuda {
 namespace {
@@ -26,7 +25,7 @@ Status reduce(const MinReduceParams& params, cudaStream_t stream) {
   const int64_t entries = params.sources * params.targets;
   if (entries > 0) {
     sum_over_batch<T><<<ceil_div(entries, 256), 256, 0, stream>>>(cost, params.batch_stride, params.source_stride,
-                                                                 params.batch, params.sources, params.targets, sum);
+                                                                  params.batch, params.sources, params.targets, sum);
     if (Status status = launch_status()) return status;
   }
   return launch_min(static_cast<const double*>(sum), 1, 0, params.targets, params, stream);

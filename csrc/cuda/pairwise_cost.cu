@@ -1,127 +1,18 @@
+#include "oss_ext/cuda/common.cuh"
 #include "oss_ext/pairwise_cost.h"
 
-#include <algorithm>
-#include <type_traits>
-
-#include "oss_ext/cuda/pairwise_cost.cuh"
-
 namespace oss_ext::cuda {
-namespace {
 
-// More basis vectors (and weights) mean more numbers in registers, so a smaller tile a warp.
-using LargeTile = CostTile<8, 8, 2, 4, 3>;
-using MediumTile = CostTile<4, 8, 4, 2, 2>;
-using SmallTile = CostTile<4, 4, 4, 2, 2>;
-using DoubleTile = CostTile<2, 4, 4, 2, 2>;
-template <typename T, int P, bool kWeighted>
-using TileFor = std::conditional_t<
-    sizeof(T) == 8, DoubleTile,
-    std::conditional_t<kWeighted, SmallTile, std::conditional_t<sizeof(T) == 4 && P <= 2, LargeTile, MediumTile>>>;
-
-struct Plan {
-  int64_t tiles, splits, chunks_per_split;
-  bool short_rows;
-};
-
-template <typename T, int P, bool kWeighted>
-Plan plan_for(const PairwiseCostParams& params, int device) {
-  using Tile = TileFor<T, P, kWeighted>;
-  Plan plan{};
-  plan.short_rows = params.dim <= kShortDim;
-  plan.splits = 1;
-  if (plan.short_rows) {
-    plan.tiles = Triangle<kShortSources, kShortTargets>::count(params.source_begin, params.source_end, params.nodes);
-    return plan;
-  }
-  plan.tiles = Triangle<Tile::kSources, Tile::kTargets>::count(params.source_begin, params.source_end, params.nodes);
-  const int64_t chunks = ceil_div(params.dim, CostLayout<T, P, Tile>::kChunk);
-  plan.chunks_per_split = chunks;
-  if (plan.tiles * params.batch == 0) return plan;
-  // Enough blocks for eight rounds over the GPU, so that the last round costs little, but eight chunks a block at least,
-  // so that its prologue and its sums do not.
-  const int64_t wanted = ceil_div(8 * static_cast<int64_t>(multiprocessors(device)), plan.tiles * params.batch);
-  plan.chunks_per_split = std::max<int64_t>(ceil_div(chunks, wanted), std::min<int64_t>(chunks, 8));
-  plan.splits = ceil_div(chunks, plan.chunks_per_split);
-  return plan;
-}
-
-// A call's element type, P and weighting as types: body(element, count, weighted).
-template <typename Body>
-Status dispatch(const PairwiseCostParams& params, Body&& body) {
-  return dispatch_dtype(params.dtype, [&](auto element) {
-    return dispatch_basis_count(params.basis_count, [&](auto count) {
-      return params.weight ? body(element, count, std::true_type{}) : body(element, count, std::false_type{});
-    });
-  });
-}
-
-int64_t bytes_of(const Plan& plan, const PairwiseCostParams& params) {
-  const int64_t entries = params.batch * params.nodes * params.nodes;
-  return plan.splits > 1 ? plan.splits * entries * acc_size(params.dtype) : 0;
-}
-
-template <typename T, int P, bool kWeighted>
-Status launch_sums(const CostArgs& args, const Plan& plan, cudaStream_t stream) {
-  const int64_t blocks = plan.tiles * plan.splits * args.batch;
-  if (blocks == 0) return kOk;
-  if (plan.short_rows) {
-    pairwise_cost_short<T, P, kWeighted><<<blocks, kShortTargets, 0, stream>>>(args);
-    return launch_status();
-  }
-  using Tile = TileFor<T, P, kWeighted>;
-  constexpr int kBytes = CostLayout<T, P, Tile>::kBytes;
-  const auto kernel = pairwise_cost_tiled<T, P, Tile, kWeighted>;
-  if (kBytes > 48 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-    if (error != cudaSuccess) return static_cast<Status>(error);
-  }
-  kernel<<<blocks, Tile::kThreads, kBytes, stream>>>(args);
-  return launch_status();
-}
-
-template <typename T, int P, bool kWeighted>
-Status compute(const PairwiseCostParams& params, int device, cudaStream_t stream) {
-  using Acc = typename AccOf<T>::type;
-  const Plan plan = plan_for<T, P, kWeighted>(params, device);
-  if (params.workspace_bytes < bytes_of(plan, params)) return kWorkspaceTooSmall;
-  CostArgs args{};
-  args.batch = params.batch;
-  args.nodes = params.nodes;
-  args.dim = params.dim;
-  args.aligned = rows_aligned(params.target, sizeof(T));
-  for (int p = 0; p < P; ++p) {
-    args.basis[p] = params.basis[p].data;
-    args.batch_stride[p] = params.basis[p].batch_stride;
-    args.node_stride[p] = params.basis[p].node_stride;
-    args.aligned = args.aligned && rows_aligned(params.basis[p], sizeof(T));
-  }
-  args.target = params.target.data;
-  args.target_batch_stride = params.target.batch_stride;
-  args.target_node_stride = params.target.node_stride;
-  args.coefficients = params.coefficients;
-  args.coefficient_stride = params.coefficient_stride;
-  args.weight = params.weight;
-  args.source_begin = params.source_begin;
-  args.source_end = params.source_end;
-  args.tiles = plan.tiles;
-  args.splits = plan.splits;
-  args.chunks_per_split = plan.chunks_per_split;
-  args.sums = plan.splits > 1 ? params.workspace : params.cost;
-  args.target_weight = params.target_weight;
-  args.scale = 1.0 / static_cast<double>(params.dim);
-  const Status status = launch_sums<T, P, kWeighted>(args, plan, stream);
-  if (status != kOk) return status;
-  finish_cost<Acc><<<params.batch * params.nodes, 128, 0, stream>>>(args, static_cast<Acc*>(params.cost));
-  return launch_status();
-}
-
-}  // namespace
+// Instantiated in pairwise_cost_<type>.cu.
+template <typename T>
+int64_t cost_workspace(const PairwiseCostParams& params, int device);
+template <typename T>
+Status cost_on(const PairwiseCostParams& params, int device, cudaStream_t stream);
 
 int64_t pairwise_cost_workspace(const PairwiseCostParams& params, int device) {
   int64_t bytes = 0;
-  const Status status = dispatch(params, [&](auto element, auto count, auto weighted) {
-    const Plan plan = plan_for<decltype(element), decltype(count)::value, decltype(weighted)::value>(params, device);
-    bytes = bytes_of(plan, params);
+  const Status status = dispatch_dtype(params.dtype, [&](auto element) {
+    bytes = cost_workspace<decltype(element)>(params, device);
     return kOk;
   });
   return status == kOk ? bytes : status;
@@ -131,9 +22,8 @@ Status pairwise_cost(const PairwiseCostParams& params, int device, void* stream)
   DeviceGuard guard(device);
   if (guard.status() != kOk) return guard.status();
   if (params.batch == 0) return kOk;
-  return dispatch(params, [&](auto element, auto count, auto weighted) {
-    return compute<decltype(element), decltype(count)::value, decltype(weighted)::value>(
-        params, device, static_cast<cudaStream_t>(stream));
+  return dispatch_dtype(params.dtype, [&](auto element) {
+    return cost_on<decltype(element)>(params, device, static_cast<cudaStream_t>(stream));
   });
 }
 

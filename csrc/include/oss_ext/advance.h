@@ -10,11 +10,11 @@ struct AdvanceParams {
   int basis_count;
   DType dtype;  // of basis and out
   RowsView basis[kMaxBasis];
-  const void* coefficients;    // acc [nodes, nodes, P] contiguous, one such block a sample
-  int64_t coefficient_stride;  // acc elements between samples; 0: shared by the batch
-  const int32_t* backpointers; // [nodes], one such row a sample; outside [0, nodes): unreached
-  int64_t backpointer_stride;  // 0: shared by the batch
-  void* out;                   // [batch, nodes, dim] contiguous
+  const void* coefficients;     // acc [nodes, nodes, P] contiguous, one such block a sample
+  int64_t coefficient_stride;   // acc elements between samples; 0: shared by the batch
+  const int32_t* backpointers;  // [nodes], one such row a sample; outside [0, nodes): unreached
+  int64_t backpointer_stride;   // 0: shared by the batch
+  void* out;                    // [batch, nodes, dim] contiguous
 };
 
 namespace cpu {

@@ -1,5 +1,6 @@
-// The tie and NaN rule, written once for CPU and CUDA: only finite candidates count, and among equals the smallest source
-// wins (the noisiest node, the longest step). Whatever the order in which candidates are offered, the result is the same.
+// The tie and NaN rule, written once for CPU and CUDA: only finite candidates count, and among equals the smallest
+// source wins (the noisiest node, the longest step). Whatever the order in which candidates are offered, the result is
+// the same.
 #pragma once
 
 #include "oss_ext/types.h"

@@ -16,9 +16,9 @@ struct GramParams {
   RowsView target;
   const double* weight;  // [dim], or null: all 1
   int64_t source_begin, source_end;
-  double* gram;          // [batch, nodes, P, P] contiguous, every entry is written
-  double* moment;        // [batch, nodes, nodes, P] contiguous, every entry is written
-  void* workspace;       // CUDA only
+  double* gram;     // [batch, nodes, P, P] contiguous, every entry is written
+  double* moment;   // [batch, nodes, nodes, P] contiguous, every entry is written
+  void* workspace;  // CUDA only
   int64_t workspace_bytes;
 };
 

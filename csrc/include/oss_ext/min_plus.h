@@ -9,13 +9,13 @@ namespace oss_ext {
 
 struct MinPlusParams {
   int64_t batch, nodes, steps;
-  DType dtype;             // of cost: f32 or f64
-  const void* cost;        // [batch, nodes, nodes], the last dimension contiguous; entries with j <= i are not read
+  DType dtype;       // of cost: f32 or f64
+  const void* cost;  // [batch, nodes, nodes], the last dimension contiguous; entries with j <= i are not read
   int64_t batch_stride, source_stride;
-  const double* initial;   // [nodes]: shared by the batch
+  const double* initial;  // [nodes]: shared by the batch
   double discount;
-  double* values;          // [steps, batch, nodes] contiguous
-  int32_t* backpointers;   // [steps, batch, nodes] contiguous
+  double* values;         // [steps, batch, nodes] contiguous
+  int32_t* backpointers;  // [steps, batch, nodes] contiguous
 };
 
 namespace cpu {

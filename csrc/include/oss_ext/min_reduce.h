@@ -12,13 +12,13 @@ namespace oss_ext {
 
 struct MinReduceParams {
   int64_t batch, sources, targets;
-  DType dtype;           // of cost: f32 or f64
-  const void* cost;      // [batch, sources, targets], the last dimension contiguous
+  DType dtype;                          // of cost: f32 or f64
+  const void* cost;                     // [batch, sources, targets], the last dimension contiguous
   int64_t batch_stride, source_stride;  // elements
   bool joint;
-  double* values;        // [batch, targets]; joint: [targets]
-  int32_t* backpointers; // likewise
-  void* workspace;       // CUDA, joint only
+  double* values;         // [batch, targets]; joint: [targets]
+  int32_t* backpointers;  // likewise
+  void* workspace;        // CUDA, joint only
   int64_t workspace_bytes;
 };
 

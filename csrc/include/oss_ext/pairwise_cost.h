@@ -1,5 +1,6 @@
 // cost[b,i,j] = tw_j / D * sum_d w_d (sum_p C[b,i,j,p] u_p[b,i,d] - y[b,j,d])^2   for i < j, i in the source range;
-// +inf everywhere else. (OSS, arXiv 2503.21774, Algorithm 1: candidates against the teacher, for any linear multistep step.)
+// +inf everywhere else. (OSS, arXiv 2503.21774, Algorithm 1: candidates against the teacher, for any linear multistep
+// step.)
 #pragma once
 
 #include "oss_ext/types.h"
@@ -12,13 +13,13 @@ struct PairwiseCostParams {
   DType dtype;      // of basis and target
   RowsView basis[kMaxBasis];
   RowsView target;
-  const void* coefficients;      // acc [nodes, nodes, P] contiguous, one such block a sample
-  int64_t coefficient_stride;    // acc elements between samples; 0: shared by the batch
-  const void* weight;            // acc [dim], or null: all 1
-  const void* target_weight;     // acc [nodes], or null: all 1
+  const void* coefficients;          // acc [nodes, nodes, P] contiguous, one such block a sample
+  int64_t coefficient_stride;        // acc elements between samples; 0: shared by the batch
+  const void* weight;                // acc [dim], or null: all 1
+  const void* target_weight;         // acc [nodes], or null: all 1
   int64_t source_begin, source_end;  // rows to compute, half open
-  void* cost;                    // acc [batch, nodes, nodes] contiguous, every entry is written
-  void* workspace;               // CUDA only
+  void* cost;                        // acc [batch, nodes, nodes] contiguous, every entry is written
+  void* workspace;                   // CUDA only
   int64_t workspace_bytes;
 };
 

@@ -28,8 +28,6 @@ struct RowsView {
 
 // Sums run in "acc": float for f32, bf16 and f16 inputs, double for f64 inputs.
 inline int64_t acc_size(DType dtype) { return dtype == DType::f64 ? 8 : 4; }
-inline int64_t element_size(DType dtype) {
-  return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
-}
+inline int64_t element_size(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
 
 }  // namespace oss_ext

@@ -1,4 +1,5 @@
-// What every CUDA entry needs: the device guard, launch errors, dtype dispatch, loads that widen to the accumulate type.
+// What every CUDA entry needs: the device guard, launch errors, dtype dispatch, loads that widen to the accumulate
+// type.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -53,9 +53,9 @@ __global__ void __launch_bounds__(kGramThreads) gram_moments(const __grid_consta
                       ? static_cast<const T*>(args.basis[p]) + b * args.batch_stride[p] + i * args.node_stride[p]
                       : nullptr;
     } else {
-      rows[row] = j < args.nodes ? static_cast<const T*>(args.target) + b * args.target_batch_stride +
-                                       j * args.target_node_stride
-                                 : nullptr;
+      rows[row] = j < args.nodes
+                      ? static_cast<const T*>(args.target) + b * args.target_batch_stride + j * args.target_node_stride
+                      : nullptr;
     }
   }
   __syncthreads();

@@ -1,7 +1,8 @@
 // Two kernels for cost[b,i,j] = sum_d w_d (sum_p C_ijp u_p(i) - y_j)^2, both over blocks of (sources x targets) in the
 // upper triangle, and the pass that adds the parts of a split dimension and scales.
 //
-// - pairwise_cost_tiled, for long rows: a warp owns a tile of TI x TJ pairs, its sums and coefficients in registers, and
+// - pairwise_cost_tiled, for long rows: a warp owns a tile of TI x TJ pairs, its sums and coefficients in registers,
+// and
 //   its lanes run along the dimension; the block's rows come through shared memory, kStages chunks deep.
 //   P + 1 fused instructions a pair and dimension, (P TI + TJ) / (TI TJ) shared loads.
 // - pairwise_cost_short, for rows of a few numbers: a thread owns one target and kShortSources sources.
@@ -22,12 +23,12 @@ struct CostArgs {
   int64_t coefficient_stride;
   const void* weight;
   int64_t source_begin, source_end;
-  int64_t tiles;          // tiles of the upper triangle, a sample
+  int64_t tiles;  // tiles of the upper triangle, a sample
   int64_t splits, chunks_per_split;
-  void* sums;             // acc [splits, batch, nodes, nodes]; with one split: the costs themselves
+  void* sums;  // acc [splits, batch, nodes, nodes]; with one split: the costs themselves
   const void* target_weight;
-  double scale;           // 1 / dim
-  bool aligned;           // every row may be read 16 bytes at a time
+  double scale;  // 1 / dim
+  bool aligned;  // every row may be read 16 bytes at a time
 };
 
 __device__ __forceinline__ void copy_async_16(void* shared, const void* global) {
@@ -228,7 +229,7 @@ __global__ void __launch_bounds__(Tile::kThreads) pairwise_cost_tiled(const __gr
   }
 }
 
-constexpr int kShortDim = 64;     // rows up to this length go to pairwise_cost_short
+constexpr int kShortDim = 64;  // rows up to this length go to pairwise_cost_short
 constexpr int kShortSlice = 16;
 constexpr int kShortSources = 16;
 constexpr int kShortTargets = 128;
@@ -251,16 +252,18 @@ __global__ void __launch_bounds__(kShortTargets) pairwise_cost_short(const __gri
     for (int v = threadIdx.x; v < P * kShortSources * kShortSlice; v += kShortTargets) {
       const int d = v % kShortSlice, i = v / kShortSlice % kShortSources, p = v / kShortSlice / kShortSources;
       const bool inside = tile.source + i < args.source_end && first + d < args.dim;
-      u[p][i][d] = inside ? widen(static_cast<const T*>(args.basis[p])[b * args.batch_stride[p] +
-                                                                     (tile.source + i) * args.node_stride[p] + first + d])
-                          : Acc(0);
+      u[p][i][d] =
+          inside ? widen(static_cast<const T*>(
+                       args.basis[p])[b * args.batch_stride[p] + (tile.source + i) * args.node_stride[p] + first + d])
+                 : Acc(0);
     }
     for (int v = threadIdx.x; v < kShortTargets * kShortSlice; v += kShortTargets) {
       const int d = v % kShortSlice, j = v / kShortSlice;
       const bool inside = tile.target + j < args.nodes && first + d < args.dim;
-      y[j][d] = inside ? widen(static_cast<const T*>(args.target)[b * args.target_batch_stride +
+      y[j][d] = inside
+                    ? widen(static_cast<const T*>(args.target)[b * args.target_batch_stride +
                                                                (tile.target + j) * args.target_node_stride + first + d])
-                       : Acc(0);
+                    : Acc(0);
     }
     __syncthreads();
     if (target >= args.nodes) continue;
@@ -271,8 +274,8 @@ __global__ void __launch_bounds__(kShortTargets) pairwise_cost_short(const __gri
     for (int i = 0; i < kShortSources; ++i) {
       const int64_t source = tile.source + i;
       if (source >= args.source_end || target <= source) continue;
-      const Acc* at = static_cast<const Acc*>(args.coefficients) + b * args.coefficient_stride +
-                      (source * args.nodes + target) * P;
+      const Acc* at =
+          static_cast<const Acc*>(args.coefficients) + b * args.coefficient_stride + (source * args.nodes + target) * P;
       Acc c[P];
 #pragma unroll
       for (int p = 0; p < P; ++p) c[p] = at[p];

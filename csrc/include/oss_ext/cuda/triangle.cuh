@@ -5,8 +5,8 @@
 
 namespace oss_ext::cuda {
 
-// Where tile `index` of the upper triangle starts: bands of kRows sources from `begin` on, each band's columns starting just
-// right of its first source, so that little of a tile lies below the diagonal.
+// Where tile `index` of the upper triangle starts: bands of kRows sources from `begin` on, each band's columns starting
+// just right of its first source, so that little of a tile lies below the diagonal.
 template <int kRows, int kColumns>
 struct Triangle {
   int64_t source, target;

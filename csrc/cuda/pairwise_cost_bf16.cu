@@ -1,0 +1,8 @@
+#include "oss_ext/cuda/pairwise_cost_launch.cuh"
+
+namespace oss_ext::cuda {
+
+template int64_t cost_workspace<__nv_bfloat16>(const PairwiseCostParams&, int);
+template Status cost_on<__nv_bfloat16>(const PairwiseCostParams&, int, cudaStream_t);
+
+}  // namespace oss_ext::cuda
