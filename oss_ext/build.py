@@ -13,9 +13,9 @@ except ImportError as error:
     raise ImportError(
         f"oss_ext: the compiled module oss_ext._C could not be imported from {_PACKAGE} ({error}).\n"
         + (
-            "This is the source tree, which holds no compiled module: Python found it before the installed "
-            "package because it was started in the checkout (or with it on PYTHONPATH). Start it elsewhere, or install in place "
-            "with `pip install -e . --no-build-isolation`."
+            "This is the source tree, which holds no compiled module: Python found it before the installed package "
+            "because it was started in the checkout (or with it on PYTHONPATH). Start it elsewhere, or install in "
+            "place with `pip install -e . --no-build-isolation`."
             if _CHECKOUT
             else "Likely causes: the package was built for another Python version (reinstall it with this one), or a "
             "system library it needs is older here than where it was built (build it here with `pip install .`)."

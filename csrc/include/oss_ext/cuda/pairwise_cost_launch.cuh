@@ -20,15 +20,15 @@ using TileFor = std::conditional_t<
     sizeof(T) == 8, DoubleTile,
     std::conditional_t<kWeighted, SmallTile, std::conditional_t<sizeof(T) == 4 && P <= 2, LargeTile, MediumTile>>>;
 
-struct Plan {
+struct CostPlan {
   int64_t tiles, splits, chunks_per_split;
   bool short_rows;
 };
 
 template <typename T, int P, bool kWeighted>
-Plan plan_for(const PairwiseCostParams& params, int device) {
+CostPlan plan_for(const PairwiseCostParams& params, int device) {
   using Tile = TileFor<T, P, kWeighted>;
-  Plan plan{};
+  CostPlan plan{};
   plan.short_rows = params.dim <= kShortDim;
   plan.splits = 1;
   if (plan.short_rows) {
@@ -47,13 +47,13 @@ Plan plan_for(const PairwiseCostParams& params, int device) {
   return plan;
 }
 
-int64_t bytes_of(const Plan& plan, const PairwiseCostParams& params) {
+inline int64_t bytes_of(const CostPlan& plan, const PairwiseCostParams& params) {
   const int64_t entries = params.batch * params.nodes * params.nodes;
   return plan.splits > 1 ? plan.splits * entries * acc_size(params.dtype) : 0;
 }
 
 template <typename T, int P, bool kWeighted>
-Status launch_sums(const CostArgs& args, const Plan& plan, cudaStream_t stream) {
+Status launch_sums(const CostArgs& args, const CostPlan& plan, cudaStream_t stream) {
   const int64_t blocks = plan.tiles * plan.splits * args.batch;
   if (blocks == 0) return kOk;
   if (plan.short_rows) {
@@ -74,7 +74,7 @@ Status launch_sums(const CostArgs& args, const Plan& plan, cudaStream_t stream) 
 template <typename T, int P, bool kWeighted>
 Status compute(const PairwiseCostParams& params, int device, cudaStream_t stream) {
   using Acc = typename AccOf<T>::type;
-  const Plan plan = plan_for<T, P, kWeighted>(params, device);
+  const CostPlan plan = plan_for<T, P, kWeighted>(params, device);
   if (params.workspace_bytes < bytes_of(plan, params)) return kWorkspaceTooSmall;
   CostArgs args{};
   args.batch = params.batch;
