@@ -142,7 +142,7 @@ def bench(size, device, runs, peer_runs, copy_rate, fp32_rate):
 
 
 def table(rows) -> str:
-    """Milliseconds a stage and its parts, floors, peers; what choosing by each cost loses; the Gram kernel and its floor."""
+    """Milliseconds a stage and its parts, floors, peers; what choosing by each cost loses; the Gram kernel."""
     columns = ["ours", "cost", "min", "adv", "floor", "x floor", "loop", "bmm32", "bmmTF32"]
     lines = [
         f"{'(B, N, D)':>18}" + "".join(f"{name:>9}" for name in columns) + "   excess ours/bmm32/TF32      gram  floor"

@@ -24,7 +24,8 @@ __global__ void min_plus_path(const T* cost, int64_t batch_stride, int64_t sourc
       BestSource best = BestSource::none();
       if (target < nodes) {
         for (int64_t i = threadIdx.y; i < target; i += kPathWarps) {
-          best.offer(static_cast<double>(cost[i * source_stride + target]) + discount * previous[i], i);
+          // Rounded twice, as on the CPU, so that both choose alike: no fused multiply-add.
+          best.offer(__dadd_rn(cost[i * source_stride + target], __dmul_rn(discount, previous[i])), i);
         }
       }
       found[threadIdx.y][threadIdx.x] = best;
