@@ -11,7 +11,7 @@ import oss_ext
 
 GROUPS = [
     {"_C"},
-    {"build", "validate", "progress", "provenance", "models"},
+    {"build", "validate", "progress", "provenance", "models", "files"},
     {"kernels", "grids", "solvers", "evaluate", "schedule_file"},
     {"schedule", "teacher"},
     {"median", "stages", "fitting", "costs", "calibration", "zoo"},

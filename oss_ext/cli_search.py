@@ -1,0 +1,132 @@
+"""`oss-ext search`: the schedules of a model."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from oss_ext.cli_common import (
+    load_model,
+    parse_model_args,
+    parse_shape,
+    pick_device,
+    pick_dtype,
+    print_json,
+    progress_bars,
+    speaker,
+)
+from oss_ext.files import whole_file, whole_folder
+from oss_ext.result import SearchResult
+from oss_ext.schedule import Schedule
+from oss_ext.search import dp_search
+
+
+def search(
+    model: Annotated[str, typer.Argument(help="photo32, or package.module:function that returns a Denoiser.")],
+    out: Annotated[
+        Path, typer.Option(help="A .json file for the schedule of the largest budget, or a folder for every budget's.")
+    ] = Path("schedule.json"),
+    steps: Annotated[int, typer.Option(help="Largest budget K.")] = 10,
+    teacher_steps: Annotated[int, typer.Option(help="Euler steps of the teacher.")] = 200,
+    grid: Annotated[str, typer.Option(help="Teacher's grid, with parameters: flow:shift=3, edm:rho=7, ...")] = "flow",
+    solver: Annotated[str, typer.Option(help="What the schedule will be deployed with.")] = "euler",
+    share: Annotated[str, typer.Option(help="joint, median or per_sample (then --out is a folder).")] = "joint",
+    start: Annotated[str, typer.Option(help="fixed or free.")] = "fixed",
+    samples: Annotated[int, typer.Option(help="Noises to search on.")] = 8,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the noise; default the model's own noise(), else 0.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Network inputs a batch.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale of a bundled model; default 1.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")] = "float32",
+    shape: Annotated[str | None, typer.Option(help="Shape of one noise, 3,32,32; default the model's .shape.")] = None,
+    model_arg: Annotated[list[str] | None, typer.Option(help="key=value for the function; values are JSON.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Search a model's schedules and write them as JSON."""
+    one_file = out.suffix == ".json"
+    if one_file and share == "per_sample":
+        raise ValueError(f"out: per_sample finds a schedule for each sample, wanted a folder, got {str(out)!r}")
+    began = time.perf_counter()
+    console = speaker(json_)
+    arguments = parse_model_args(model_arg or [])
+    source = load_model(model, arguments, guidance=guidance, device=pick_device(device), dtype=pick_dtype(dtype))
+    noise, cond = source.noise(samples, split=None, seed=seed, shape=parse_shape(shape))
+    with (whole_file if one_file else whole_folder)(out) as place, progress_bars(console) as bars:
+        result = dp_search(
+            source.model,
+            noise,
+            steps,
+            teacher_steps=teacher_steps,
+            grid=grid,
+            solver=solver,
+            share=share,
+            start=start,
+            cond=cond,
+            batch_size=batch_size,
+            progress=bars.add("Teacher and search"),
+            metadata={"source": model, **({"model_arg": arguments} if arguments else {})},
+        )
+        files = _write(result, place, one_file)
+    seconds = time.perf_counter() - began
+    if not json_:
+        console.print(_table(result))
+        console.print(f"Wrote {escape(str(out))} in {seconds:.0f} s.", soft_wrap=True, highlight=False)
+        return
+    print_json(
+        {
+            "out": str(out),
+            "files": [str(out)] if one_file else [str(out / name) for name in files],
+            "model": source.model.describe(),
+            "steps": result.steps,
+            "grid": result.grid,
+            "teacher_steps": len(result.t) - 1,
+            "solver": result.solver,
+            "share": result.share,
+            "start": result.start,
+            "samples": len(noise),
+            "budgets": {
+                str(budget): {
+                    "t": one.t.tolist() if isinstance(one, Schedule) else [each.t.tolist() for each in one],
+                    "cost": float(result.costs[budget].mean()),
+                }
+                for budget, one in result.schedules.items()
+            },
+            "nfe": result.nfe,
+            "seconds": seconds,
+        }
+    )
+
+
+def _write(result: SearchResult, place: Path, one_file: bool) -> list[str]:
+    """Writes the largest budget's schedule to `place`, or every schedule into it; the names in the folder."""
+    largest = result.schedule
+    if one_file and isinstance(largest, Schedule):
+        largest.save(place)
+        return []
+    names = {}
+    for budget, one in result.schedules.items():
+        if isinstance(one, Schedule):
+            names[f"steps_{budget:02d}.json"] = one
+        else:
+            names.update({f"steps_{budget:02d}_sample_{k:03d}.json": each for k, each in enumerate(one)})
+    for name, schedule in names.items():
+        schedule.save(place / name)
+    return list(names)
+
+
+def _table(result: SearchResult) -> Table:
+    view = Table(title=f"{result.solver}, {result.share}, {result.nfe['total']} evaluations a sample")
+    view.add_column("steps", justify="right")
+    view.add_column("cost", justify="right")
+    view.add_column("flow times")
+    for budget, one in result.schedules.items():
+        times = " ".join(f"{t:.3f}" for t in one.t.tolist()) if isinstance(one, Schedule) else f"{len(one)} schedules"
+        view.add_row(str(budget), f"{float(result.costs[budget].mean()):.3e}", times)
+    return view
