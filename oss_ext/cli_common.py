@@ -66,7 +66,7 @@ class Bars:
         self._bars = bars
 
     def add(self, description: str, total: int | None = None) -> ProgressCallback:
-        """A new bar, shown from its first move; what moves it: callback(evaluations made, evaluations in all). A `total` given here stays."""
+        """A new bar, shown from its first move. Returns what moves it; a `total` given here stays."""
         task = self._bars.add_task(description, total=total, visible=False)
 
         def move(made: int, in_all: int) -> None:

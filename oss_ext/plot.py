@@ -63,8 +63,8 @@ def plot_schedules(
     first = max(float(schedule.t[0]) for schedule in chosen)
     left.plot([0, 1], [first, 0], "--", color=_GREY, linewidth=1.6, label="uniform", zorder=4)
     for row, (schedule, colour) in enumerate(zip(chosen, colours, strict=True)):
-        t, steps = schedule.t, schedule.steps
-        share = torch.arange(steps + 1) / steps
+        t, steps = schedule.t.numpy(), schedule.steps
+        share = (torch.arange(steps + 1).double() / steps).numpy()
         heavy = row == len(chosen) - 1
         left.plot(
             share,
@@ -76,7 +76,7 @@ def plot_schedules(
             label=f"{steps} step{'s' if steps > 1 else ''}",
             zorder=3 if heavy else 2,
         )
-        uniform = torch.linspace(float(t[0]), 0, steps + 1)
+        uniform = torch.linspace(float(t[0]), 0, steps + 1).numpy()
         right.plot(t, [row] * (steps + 1), "-", color=colour, linewidth=1, alpha=0.5, zorder=1)
         right.plot(uniform, [row] * (steps + 1), "o", mfc="white", mec=_GREY, mew=1, markersize=8, zorder=2)
         right.plot(t, [row] * (steps + 1), "o", color=colour, markersize=6, zorder=3)
@@ -149,7 +149,7 @@ def plot_comparison(
                 y = _MARGIN + _HEAD + row * (tile_h + _CAPTION)
                 place = (x / full_w, 1 - (y + tile_h) / full_h, tile_w / full_w, tile_h / full_h)
                 axes = figure.add_axes(place)
-                axes.imshow(_pixels(images[column][sample]), interpolation="nearest", aspect="auto")
+                axes.imshow(_pixels(images[column][sample]).numpy(), interpolation="nearest", aspect="auto")
                 axes.set_axis_off()
                 if column:
                     value = float(scores[column - 1][sample])
