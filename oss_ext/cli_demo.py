@@ -45,11 +45,13 @@ def demo(
     model = zoo.load("photo32", guidance_scale=guidance, device=where)
     with whole_folder(out) as folder:
         console.print(
-            f"Model: [bold]photo32[/], {model.parameter_count / 1e6:.1f} M parameters, {len(model.classes)} classes, "
-            f"guidance {guidance:g}, on {_device_name(where)}.\n"
-            f"Search: {samples} noises, a teacher of {teacher_steps} Euler steps, budgets 1 to {steps}, "
-            "one schedule for all noises.\n"
-            f"Test: {heldout} other noises; PSNR to the teacher's picture of the same noise, its mean in dB."
+            f"Model   [bold]photo32[/], {model.parameter_count / 1e6:.1f} M parameters, guidance {guidance:g}, "
+            f"on {_device_name(where)}\n"
+            f"Search  {samples} noises, a teacher of {teacher_steps} Euler steps, budgets 1 to {steps}\n"
+            f"Test    {heldout} other noises: Euler on uniform, EDM and OSS flow times,\n"
+            "        PSNR to the teacher from the same noise, mean in dB",
+            highlight=False,
+            soft_wrap=True,
         )
         schedules, table, pictures, nfe = _run(model, steps, teacher_steps, samples, heldout, console)
         console.print(_table(table))
