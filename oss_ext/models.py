@@ -93,7 +93,7 @@ class FlowModel:
     parameterization = "flow"
     t_max = 1.0
     t_min = 0.0
-    flow_table = None
+    flow_table: Tensor | None = None
 
     def __init__(self, fn: Network) -> None:
         self.fn = _check_fn(fn)
@@ -118,7 +118,7 @@ class EDMModel:
     """
 
     parameterization = "edm"
-    flow_table = None
+    flow_table: Tensor | None = None
 
     def __init__(self, fn: Network, sigma_min: float, sigma_max: float) -> None:
         self.fn = _check_fn(fn)

@@ -10,7 +10,7 @@ Status launch(const AdvanceParams& params, cudaStream_t stream) {
   args.batch = params.batch;
   args.nodes = params.nodes;
   args.dim = params.dim;
-  args.chunks = ceil_div(params.dim, 256 * kCount);
+  args.packs = params.dim / kCount;
   for (int p = 0; p < P; ++p) {
     args.basis[p] = params.basis[p].data;
     args.batch_stride[p] = params.basis[p].batch_stride;
@@ -21,7 +21,10 @@ Status launch(const AdvanceParams& params, cudaStream_t stream) {
   args.backpointers = params.backpointers;
   args.backpointer_stride = params.backpointer_stride;
   args.out = params.out;
-  advance_rows<T, P, kCount><<<params.batch * params.nodes * args.chunks, 256, 0, stream>>>(args);
+  const int64_t threads = params.batch * params.nodes * args.packs;
+  const auto kernel =
+      threads < (int64_t{1} << 31) ? advance_rows<T, P, kCount, uint32_t> : advance_rows<T, P, kCount, int64_t>;
+  kernel<<<ceil_div(threads, 256), 256, 0, stream>>>(args);
   return launch_status();
 }
 

@@ -8,22 +8,33 @@ namespace {
 
 struct Plan {
   int64_t tiles, splits, span;
+  bool short_rows;
 };
 
 template <int P>
 Plan plan_for(const GramParams& params, int device) {
-  Plan plan{GramTriangle<P>::count(params.source_begin, params.source_end, params.nodes), 1, params.dim};
-  if (plan.tiles * params.batch == 0) return plan;
+  const bool short_rows = params.dim <= kShortGramDim;
+  const int64_t tiles = short_rows ? ShortGramTriangle::count(params.source_begin, params.source_end, params.nodes)
+                                   : GramTriangle<P>::count(params.source_begin, params.source_end, params.nodes);
+  Plan plan{tiles, 1, params.dim, short_rows};
+  if (short_rows || tiles * params.batch == 0) return plan;
   // Enough blocks for eight rounds over the GPU, but a thousand numbers each.
-  const int64_t wanted = ceil_div(8 * static_cast<int64_t>(multiprocessors(device)), plan.tiles * params.batch);
+  const int64_t wanted = ceil_div(8 * static_cast<int64_t>(multiprocessors(device)), tiles * params.batch);
   plan.span = std::max<int64_t>(ceil_div(ceil_div(params.dim, wanted), kGramChunk) * kGramChunk, 1024);
   plan.splits = ceil_div(params.dim, plan.span);
   return plan;
 }
 
+// Numbers in the moments and in the Gram matrices.
+int64_t moment_count(const GramParams& params) {
+  return params.batch * params.nodes * params.nodes * params.basis_count;
+}
+int64_t product_count(const GramParams& params) {
+  return params.batch * params.nodes * params.basis_count * params.basis_count;
+}
+
 int64_t bytes_of(const Plan& plan, const GramParams& params) {
-  const int64_t entries = params.batch * params.nodes * params.nodes * params.basis_count;
-  return plan.splits > 1 ? plan.splits * entries * static_cast<int64_t>(sizeof(double)) : 0;
+  return plan.splits * (moment_count(params) + product_count(params)) * static_cast<int64_t>(sizeof(double));
 }
 
 template <typename T, int P>
@@ -48,17 +59,20 @@ Status compute(const GramParams& params, int device, cudaStream_t stream) {
   args.tiles = plan.tiles;
   args.splits = plan.splits;
   args.span = plan.span;
-  args.sums = plan.splits > 1 ? static_cast<double*>(params.workspace) : params.moment;
-  args.gram = params.gram;
+  args.sums = static_cast<double*>(params.workspace);
+  args.products = args.sums + plan.splits * moment_count(params);
   const int64_t blocks = plan.tiles * plan.splits * params.batch;
   if (blocks > 0) {
-    gram_moments<T, P><<<blocks, kGramThreads, 0, stream>>>(args);
+    if (plan.short_rows) {
+      gram_moments_short<T, P><<<blocks, dim3(64, 4), 0, stream>>>(args);
+    } else {
+      gram_moments<T, P><<<blocks, kGramThreads, 0, stream>>>(args);
+    }
     if (Status status = launch_status()) return status;
   }
-  finish_moments<P><<<ceil_div(params.batch * params.nodes * params.nodes * P, 256), 256, 0, stream>>>(
-      args.sums, plan.splits, params.batch, params.nodes, params.source_begin, params.source_end, params.moment);
+  gram_products<T, P><<<plan.splits * params.batch * params.nodes, 256, 0, stream>>>(args);
   if (Status status = launch_status()) return status;
-  gram_products<T, P><<<params.batch * params.nodes, 256, 0, stream>>>(args);
+  finish_gram<P><<<params.batch * params.nodes, 128, 0, stream>>>(args, params.gram, params.moment);
   return launch_status();
 }
 

@@ -82,9 +82,8 @@ def move(tensor: Tensor, device: torch.device | str) -> Tensor:
     """To the device with strides and alignment kept: Tensor.to packs what it copies."""
     if torch.device(device).type == "cpu":
         return tensor
-    storage = torch.empty(0, dtype=tensor.dtype, device=device)
-    storage.set_(tensor.untyped_storage().to(device), tensor.storage_offset(), tensor.shape, tensor.stride())
-    return storage
+    whole = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
+    return whole.to(device).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
 @st.composite

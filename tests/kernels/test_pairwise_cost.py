@@ -110,7 +110,8 @@ def test_bad_numbers_spoil_only_their_pairs(device: torch.device, dtype: torch.d
     where = torch.zeros(2, 9, 9, dtype=torch.bool)
     where[:, 3, 5] = True
     check(run(case, device), where)
-    if math.isinf(bad) and device.type == "cpu":  # on CUDA a zero of a padded tail may meet the infinity: NaN, no winner
+    # No zero of a padded tail may meet the infinity. (On CUDA it may, and the cost is NaN: no winner either.)
+    if math.isinf(bad) and device.type == "cpu":
         assert run(case, device)[:, 3, 5].isposinf().all()
     # Below the diagonal nothing is read.
     case = Case(2, 9, dim, 2, dtype, seed=11)

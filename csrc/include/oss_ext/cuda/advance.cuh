@@ -6,7 +6,8 @@
 namespace oss_ext::cuda {
 
 struct AdvanceArgs {
-  int64_t batch, nodes, dim, chunks;  // chunks: blocks a row
+  int64_t batch, nodes, dim;
+  int64_t packs;  // threads a row: dim / kCount
   const void* basis[kMaxBasis];
   int64_t batch_stride[kMaxBasis], node_stride[kMaxBasis];
   const void* coefficients;
@@ -16,16 +17,16 @@ struct AdvanceArgs {
   void* out;
 };
 
-// Grid: batch * nodes * chunks.
-template <typename T, int P, int kCount>
-__global__ void __launch_bounds__(256) advance_rows(const AdvanceArgs args) {
+// One thread a pack: batch * nodes * packs threads in all. Index: 32 bits where they suffice, for the division.
+template <typename T, int P, int kCount, typename Index>
+__global__ void __launch_bounds__(256) advance_rows(const __grid_constant__ AdvanceArgs args) {
   using Acc = typename AccOf<T>::type;
   using Vector = Pack<T, kCount>;
-  const int64_t chunk = blockIdx.x % args.chunks;
-  const int64_t row = blockIdx.x / args.chunks;
-  const int64_t b = row / args.nodes, j = row % args.nodes;
-  const int64_t d = (chunk * blockDim.x + threadIdx.x) * kCount;
-  if (d >= args.dim) return;
+  const Index thread = static_cast<Index>(blockIdx.x) * 256 + threadIdx.x;
+  const Index row = thread / static_cast<Index>(args.packs);
+  if (row >= args.batch * args.nodes) return;
+  const int64_t d = static_cast<int64_t>(thread - row * static_cast<Index>(args.packs)) * kCount;
+  const int64_t b = row / static_cast<Index>(args.nodes), j = row % static_cast<Index>(args.nodes);
   const int64_t i = args.backpointers[b * args.backpointer_stride + j];
   const bool reached = i >= 0 && i < args.nodes;
   Acc state[kCount];
@@ -46,7 +47,7 @@ __global__ void __launch_bounds__(256) advance_rows(const AdvanceArgs args) {
   Vector out;
 #pragma unroll
   for (int k = 0; k < kCount; ++k) out.at[k] = narrow<T>(state[k]);
-  *reinterpret_cast<Vector*>(static_cast<T*>(args.out) + row * args.dim + d) = out;
+  *reinterpret_cast<Vector*>(static_cast<T*>(args.out) + static_cast<int64_t>(row) * args.dim + d) = out;
 }
 
 }  // namespace oss_ext::cuda

@@ -16,7 +16,7 @@ struct GramArgs {
   int64_t source_begin, source_end;
   int64_t tiles, splits, span;  // span: numbers a split covers, a multiple of kGramChunk
   double* sums;                 // moments [splits, batch, nodes, nodes, P]
-  double* gram;
+  double* products;             // Gram matrices [splits, batch, nodes, P, P]
 };
 
 // A warp's tile (kGramI x kGramJ pairs), the block's layout of warps, and the numbers of each row it takes at a time.
@@ -46,16 +46,14 @@ __global__ void __launch_bounds__(kGramThreads) gram_moments(const __grid_consta
   const int64_t b = blockIdx.x / args.tiles / args.splits;
   const GramTriangle<P> tile(blockIdx.x % args.tiles, args.source_begin, args.nodes);
   for (int row = threadIdx.x; row < kRows; row += kGramThreads) {
+    // A row beyond the sources or the nodes is the last one again: what is summed of it is not written.
     const int p = row / kSources;
-    const int64_t i = tile.source + row % kSources, j = tile.target + row - P * kSources;
     if (p < P) {
-      rows[row] = i < args.source_end
-                      ? static_cast<const T*>(args.basis[p]) + b * args.batch_stride[p] + i * args.node_stride[p]
-                      : nullptr;
+      const int64_t i = min(tile.source + row % kSources, args.source_end - 1);
+      rows[row] = static_cast<const T*>(args.basis[p]) + b * args.batch_stride[p] + i * args.node_stride[p];
     } else {
-      rows[row] = j < args.nodes
-                      ? static_cast<const T*>(args.target) + b * args.target_batch_stride + j * args.target_node_stride
-                      : nullptr;
+      const int64_t j = min(tile.target + row - P * kSources, args.nodes - 1);
+      rows[row] = static_cast<const T*>(args.target) + b * args.target_batch_stride + j * args.target_node_stride;
     }
   }
   __syncthreads();
@@ -71,8 +69,7 @@ __global__ void __launch_bounds__(kGramThreads) gram_moments(const __grid_consta
   const auto fetch = [&](int64_t first) {
 #pragma unroll
     for (int k = 0; k < kPerThread; ++k) {
-      const T* from = rows[first_row + k * (kGramThreads / kGramChunk)];
-      next[k] = from && first + column < end ? from[first + column] : T(0.f);
+      next[k] = first + column < end ? rows[first_row + k * (kGramThreads / kGramChunk)][first + column] : T(0.f);
     }
   };
   double sum[TI][TJ][P] = {};
@@ -122,29 +119,65 @@ __global__ void __launch_bounds__(kGramThreads) gram_moments(const __grid_consta
   }
 }
 
-// moment = the splits' sums in their order; 0 outside the wanted pairs.
-template <int P>
-__global__ void finish_moments(const double* sums, int64_t splits, int64_t batch, int64_t nodes, int64_t source_begin,
-                               int64_t source_end, double* moment) {
-  const int64_t entry = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const int64_t entries = batch * nodes * nodes * P;
-  if (entry >= entries) return;
-  const int64_t i = entry / P / nodes % nodes, j = entry / P % nodes;
-  double total = 0.0;
-  if (i >= source_begin && i < source_end && j > i) {
-    for (int64_t s = 0; s < splits; ++s) total += sums[s * entries + entry];
+constexpr int kShortGramDim = 64;  // rows up to this length go to gram_moments_short
+
+// Rows of a few numbers: a thread a pair. Block (64, 4): targets x sources; grid: batch * tiles. One split.
+using ShortGramTriangle = Triangle<4, 64>;
+template <typename T, int P>
+__global__ void __launch_bounds__(256) gram_moments_short(const __grid_constant__ GramArgs args) {
+  const int64_t b = blockIdx.x / args.tiles;
+  const ShortGramTriangle tile(blockIdx.x % args.tiles, args.source_begin, args.nodes);
+  const int64_t i = tile.source + threadIdx.y, j = tile.target + threadIdx.x;
+  if (i >= args.source_end || j >= args.nodes || j <= i) return;
+  const T* u[P];
+#pragma unroll
+  for (int p = 0; p < P; ++p) {
+    u[p] = static_cast<const T*>(args.basis[p]) + b * args.batch_stride[p] + i * args.node_stride[p];
   }
-  moment[entry] = total;
+  const T* y = static_cast<const T*>(args.target) + b * args.target_batch_stride + j * args.target_node_stride;
+  double sum[P] = {};
+  for (int64_t d = 0; d < args.dim; ++d) {
+    double move = static_cast<double>(widen(y[d])) - widen(u[0][d]);
+    if (args.weight) move *= args.weight[d];
+#pragma unroll
+    for (int p = 0; p < P; ++p) sum[p] = fma(static_cast<double>(widen(u[p][d])), move, sum[p]);
+  }
+#pragma unroll
+  for (int p = 0; p < P; ++p) args.sums[((b * args.nodes + i) * args.nodes + j) * P + p] = sum[p];
 }
 
-// One block a node: its P x P inner products. Grid: batch * nodes.
+// The splits' sums in their order; moments are 0 outside the wanted pairs. Grid: batch * nodes, a block a source.
+template <int P>
+__global__ void __launch_bounds__(128)
+    finish_gram(const __grid_constant__ GramArgs args, double* gram, double* moment) {
+  const int64_t node = blockIdx.x, i = node % args.nodes;
+  const bool wanted = i >= args.source_begin && i < args.source_end;
+  const int64_t row = args.nodes * P, all = args.batch * args.nodes * row;
+  for (int64_t k = threadIdx.x; k < row; k += blockDim.x) {
+    double total = 0.0;
+    if (wanted && k / P > i) {
+      for (int64_t s = 0; s < args.splits; ++s) total += args.sums[s * all + node * row + k];
+    }
+    moment[node * row + k] = total;
+  }
+  if (threadIdx.x < P * P) {
+    const int64_t products = args.batch * args.nodes * P * P;
+    double total = 0.0;
+    for (int64_t s = 0; s < args.splits; ++s) total += args.products[s * products + node * P * P + threadIdx.x];
+    gram[node * P * P + threadIdx.x] = total;
+  }
+}
+
+// One block a node and split: its P x P inner products. Grid: splits * batch * nodes.
 template <typename T, int P>
 __global__ void __launch_bounds__(256) gram_products(const __grid_constant__ GramArgs args) {
   constexpr int kPairs = P * (P + 1) / 2;
-  const int64_t b = blockIdx.x / args.nodes, i = blockIdx.x % args.nodes;
+  const int64_t split = blockIdx.x / (args.batch * args.nodes), node = blockIdx.x % (args.batch * args.nodes);
+  const int64_t b = node / args.nodes, i = node % args.nodes;
   double sum[kPairs] = {};
   if (i >= args.source_begin && i < args.source_end) {
-    for (int64_t d = threadIdx.x; d < args.dim; d += blockDim.x) {
+    const int64_t end = min((split + 1) * args.span, args.dim);
+    for (int64_t d = split * args.span + threadIdx.x; d < end; d += blockDim.x) {
       const double w = args.weight ? args.weight[d] : 1.0;
       double u[P];
 #pragma unroll
@@ -174,7 +207,7 @@ __global__ void __launch_bounds__(256) gram_products(const __grid_constant__ Gra
   const int pair = p >= q ? p * (p + 1) / 2 + q : q * (q + 1) / 2 + p;
   double total = 0.0;
   for (int w = 0; w < 8; ++w) total += warp_totals[w][pair];
-  args.gram[blockIdx.x * static_cast<int64_t>(P * P) + threadIdx.x] = total;
+  args.products[blockIdx.x * static_cast<int64_t>(P * P) + threadIdx.x] = total;
 }
 
 }  // namespace oss_ext::cuda

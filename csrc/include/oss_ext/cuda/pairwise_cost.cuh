@@ -63,51 +63,45 @@ __device__ __forceinline__ Acc scaled_cost(const CostArgs& args, double sum, int
   return static_cast<Acc>(sum * args.scale);
 }
 
-// Where the block's rows start: P x kSources of the basis, then the targets; null beyond the sources and the nodes.
+// Where the block's rows start: P x kSources of the basis, then the targets. A row beyond the sources or the nodes is
+// the last one again: what is computed of it is not written.
 template <typename T, int P, class Tile>
 __device__ __forceinline__ void find_rows(const CostArgs& args, int64_t b, int64_t source, int64_t target,
                                           const T** rows) {
   for (int row = threadIdx.x; row < CostLayout<T, P, Tile>::kRows; row += Tile::kThreads) {
-    const T* from = nullptr;
+    const T* from;
     if (row < P * Tile::kSources) {
       const int p = row / Tile::kSources;
-      const int64_t i = source + row % Tile::kSources;
-      if (i < args.source_end) {
-        from = static_cast<const T*>(args.basis[p]) + b * args.batch_stride[p] + i * args.node_stride[p];
-      }
+      const int64_t i = min(source + row % Tile::kSources, args.source_end - 1);
+      from = static_cast<const T*>(args.basis[p]) + b * args.batch_stride[p] + i * args.node_stride[p];
     } else {
-      const int64_t j = target + row - P * Tile::kSources;
-      if (j < args.nodes) {
-        from = static_cast<const T*>(args.target) + b * args.target_batch_stride + j * args.target_node_stride;
-      }
+      const int64_t j = min(target + row - P * Tile::kSources, args.nodes - 1);
+      from = static_cast<const T*>(args.target) + b * args.target_batch_stride + j * args.target_node_stride;
     }
     rows[row] = from;
   }
 }
 
-// Brings numbers first .. first + kChunk of every row to shared memory, zero beyond the rows and beyond the dimension.
+// Brings numbers first .. first + kChunk of every row to shared memory, zero beyond the dimension.
 template <typename T, int P, class Tile>
 __device__ __forceinline__ void load_chunk(const T* const* rows, int64_t first, int64_t dim, bool aligned, T* shared) {
   using Layout = CostLayout<T, P, Tile>;
   if (aligned && first + Layout::kChunk <= dim) {
     constexpr int kRowsAtOnce = Tile::kThreads / Layout::kVectorsPerRow;
+    const int row = threadIdx.x / Layout::kVectorsPerRow;
     const int d = threadIdx.x % Layout::kVectorsPerRow * Layout::kVector;
-#pragma unroll 4
-    for (int row = threadIdx.x / Layout::kVectorsPerRow; row < Layout::kRows; row += kRowsAtOnce) {
-      const T* from = rows[row];
-      T* to = shared + row * Layout::kChunk + d;
-      if (from) {
-        copy_async_16(to, from + first + d);
-      } else {
-        *reinterpret_cast<float4*>(to) = float4{0.f, 0.f, 0.f, 0.f};
-      }
+    const int64_t from = first + d;
+    T* to = shared + row * Layout::kChunk + d;
+#pragma unroll
+    for (int k = 0; k < (Layout::kRows + kRowsAtOnce - 1) / kRowsAtOnce; ++k) {
+      if (Layout::kRows % kRowsAtOnce != 0 && row + k * kRowsAtOnce >= Layout::kRows) break;
+      copy_async_16(to + k * kRowsAtOnce * Layout::kChunk, rows[row + k * kRowsAtOnce] + from);
     }
   } else {
 #pragma unroll 1
     for (int v = threadIdx.x; v < Layout::kRows * Layout::kChunk; v += Tile::kThreads) {
-      const T* from = rows[v / Layout::kChunk];
       const int64_t d = first + v % Layout::kChunk;
-      shared[v] = from && d < dim ? from[d] : T(0.f);
+      shared[v] = d < dim ? rows[v / Layout::kChunk][d] : T(0.f);
     }
   }
 }
@@ -197,14 +191,21 @@ __global__ void __launch_bounds__(Tile::kThreads) pairwise_cost_tiled(const __gr
 #pragma unroll
             for (int k = 0; k < kPart; ++k) u[p][k] = widen(packed.at[k]);
           }
+          // In rounds over all the pairs, so that neighbouring instructions do not wait for one another.
+          Acc off[TJ][kPart];
+#pragma unroll
+          for (int p = 0; p < P; ++p) {
+#pragma unroll
+            for (int j = 0; j < TJ; ++j) {
+#pragma unroll
+              for (int k = 0; k < kPart; ++k) off[j][k] = fused(c[i][j][p], u[p][k], p == 0 ? -y[j][k] : off[j][k]);
+            }
+          }
 #pragma unroll
           for (int j = 0; j < TJ; ++j) {
 #pragma unroll
             for (int k = 0; k < kPart; ++k) {
-              Acc off = fused(c[i][j][0], u[0][k], -y[j][k]);
-#pragma unroll
-              for (int p = 1; p < P; ++p) off = fused(c[i][j][p], u[p][k], off);
-              sum[i][j] = fused(kWeighted ? off * w[k] : off, off, sum[i][j]);
+              sum[i][j] = fused(kWeighted ? off[j][k] * w[k] : off[j][k], off[j][k], sum[i][j]);
             }
           }
         }
@@ -231,7 +232,7 @@ __global__ void __launch_bounds__(Tile::kThreads) pairwise_cost_tiled(const __gr
 
 constexpr int kShortDim = 64;  // rows up to this length go to pairwise_cost_short
 constexpr int kShortSlice = 16;
-constexpr int kShortSources = 16;
+constexpr int kShortSources = 8;
 constexpr int kShortTargets = 128;
 
 // Block kShortTargets; grid: batch * tiles. One split.
@@ -244,9 +245,17 @@ __global__ void __launch_bounds__(kShortTargets) pairwise_cost_short(const __gri
   const Triangle<kShortSources, kShortTargets> tile(blockIdx.x % args.tiles, args.source_begin, args.nodes);
   const int64_t target = tile.target + threadIdx.x;
 
-  Acc sum[kShortSources];
+  Acc c[kShortSources][P], sum[kShortSources];
 #pragma unroll
-  for (int i = 0; i < kShortSources; ++i) sum[i] = Acc(0);
+  for (int i = 0; i < kShortSources; ++i) {
+    sum[i] = Acc(0);
+    const int64_t source = tile.source + i;
+    const bool wanted = source < args.source_end && target < args.nodes && target > source;
+    const Acc* at =
+        static_cast<const Acc*>(args.coefficients) + b * args.coefficient_stride + (source * args.nodes + target) * P;
+#pragma unroll
+    for (int p = 0; p < P; ++p) c[i][p] = wanted ? at[p] : Acc(0);
+  }
   for (int64_t first = 0; first < args.dim; first += kShortSlice) {
     __syncthreads();
     for (int v = threadIdx.x; v < P * kShortSources * kShortSlice; v += kShortTargets) {
@@ -267,28 +276,23 @@ __global__ void __launch_bounds__(kShortTargets) pairwise_cost_short(const __gri
     }
     __syncthreads();
     if (target >= args.nodes) continue;
-    Acc mine[kShortSlice];
+    Acc mine[kShortSlice], w[kShortSlice];
 #pragma unroll
     for (int d = 0; d < kShortSlice; ++d) mine[d] = y[threadIdx.x][d];
-#pragma unroll
-    for (int i = 0; i < kShortSources; ++i) {
-      const int64_t source = tile.source + i;
-      if (source >= args.source_end || target <= source) continue;
-      const Acc* at =
-          static_cast<const Acc*>(args.coefficients) + b * args.coefficient_stride + (source * args.nodes + target) * P;
-      Acc c[P];
-#pragma unroll
-      for (int p = 0; p < P; ++p) c[p] = at[p];
+    if constexpr (kWeighted) {
 #pragma unroll
       for (int d = 0; d < kShortSlice; ++d) {
-        Acc off = fused(c[0], u[0][i][d], -mine[d]);
+        w[d] = first + d < args.dim ? static_cast<const Acc*>(args.weight)[first + d] : Acc(0);
+      }
+    }
 #pragma unroll
-        for (int p = 1; p < P; ++p) off = fused(c[p], u[p][i][d], off);
-        Acc scaled = off;
-        if constexpr (kWeighted) {
-          scaled *= first + d < args.dim ? static_cast<const Acc*>(args.weight)[first + d] : Acc(0);
-        }
-        sum[i] = fused(scaled, off, sum[i]);
+    for (int i = 0; i < kShortSources; ++i) {
+#pragma unroll
+      for (int d = 0; d < kShortSlice; ++d) {
+        Acc off = fused(c[i][0], u[0][i][d], -mine[d]);
+#pragma unroll
+        for (int p = 1; p < P; ++p) off = fused(c[i][p], u[p][i][d], off);
+        sum[i] = fused(kWeighted ? off * w[d] : off, off, sum[i]);
       }
     }
   }

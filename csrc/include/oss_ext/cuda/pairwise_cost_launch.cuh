@@ -11,7 +11,7 @@
 namespace oss_ext::cuda {
 
 // More basis vectors (and weights) mean more numbers in registers, so a smaller tile a warp.
-using LargeTile = CostTile<8, 8, 2, 4, 3>;
+using LargeTile = CostTile<6, 8, 2, 4, 3>;
 using MediumTile = CostTile<4, 8, 4, 2, 2>;
 using SmallTile = CostTile<4, 4, 4, 2, 2>;
 using DoubleTile = CostTile<2, 4, 4, 2, 2>;

@@ -1,0 +1,41 @@
+"""Every CUDA kernel once, over its branches, on sizes small enough for compute-sanitizer:
+
+compute-sanitizer --tool memcheck python benchmarks/sanitize.py
+"""
+
+from __future__ import annotations
+
+import torch
+
+from oss_ext import kernels
+
+# (batch, nodes, dim): short rows, odd rows, rows that split, more nodes than a tile.
+SIZES = [(2, 9, 16), (1, 40, 61), (2, 37, 131), (1, 70, 4096), (1, 5, 9001)]
+
+
+def main() -> None:
+    generator = torch.Generator("cuda").manual_seed(0)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        for batch, nodes, dim in SIZES:
+            for count in (1, 2, 3, 4):
+                rows = [torch.randn(batch, nodes, dim, device="cuda", generator=generator).to(dtype) for _ in range(5)]
+                basis, target = rows[:count], rows[4]
+                coefficients = torch.randn(nodes, nodes, count, device="cuda", generator=generator)
+                weight = torch.rand(dim, device="cuda", generator=generator)
+                costs = [
+                    kernels.pairwise_cost(basis, coefficients, target),
+                    kernels.pairwise_cost(basis, coefficients, target, weight=weight, sources=(1, nodes - 1)),
+                ]
+                for cost in costs:
+                    for joint in (False, True):
+                        _, backpointers = kernels.min_reduce(cost, joint=joint)
+                        kernels.advance(basis, coefficients, backpointers)
+                kernels.gram(basis, target)
+                kernels.gram(basis, target, weight=weight, sources=(1, nodes - 1))
+                kernels.min_plus(costs[0].float(), 3)
+    torch.cuda.synchronize()
+    print("every kernel ran")
+
+
+if __name__ == "__main__":
+    main()
