@@ -12,10 +12,10 @@ python3 -P -m pytest -q -p no:cacheprovider -m gpu --durations=5 > "$out/gpu_tes
 tail -n 12 "$out/gpu_tests.log" | cut -c1-200
 if [ "${SANITIZE:-1}" = 1 ]; then
   for tool in memcheck racecheck; do
-    compute-sanitizer --tool "$tool" --error-exitcode 9 python3 -P benchmarks/sanitize.py > "$out/$tool.log" 2>&1 || failed=1
+    compute-sanitizer --tool "$tool" --error-exitcode 9 python3 benchmarks/sanitize.py > "$out/$tool.log" 2>&1 || failed=1
     echo "$tool: $(tail -n 1 "$out/$tool.log")"
   done
 fi
-python3 -P benchmarks/bench_schedules.py --out "$out" | tail -n 45
-python3 -P benchmarks/bench_kernels.py --out "$out" | tail -n 10
+python3 benchmarks/bench_schedules.py --out "$out" | tail -n 45
+python3 benchmarks/bench_kernels.py --out "$out" | tail -n 10
 exit $failed

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.kernel_inputs import DTYPES, Case, assert_cost_close, cases, threads
+from helpers.kernel_inputs import DTYPES, Case, assert_cost_close, cases, move, threads
 from hypothesis import given
 
 from oss_ext import kernels, reference
@@ -175,9 +175,9 @@ def arguments(device: torch.device) -> dict[str, Any]:
 )
 def test_errors_name_the_argument(device: torch.device, name: str, value: Any, match: str) -> None:
     if isinstance(value, torch.Tensor):
-        value = value.to(device)
+        value = move(value, device)
     elif isinstance(value, list):
-        value = [v.to(device) if isinstance(v, torch.Tensor) else v for v in value]
+        value = [move(v, device) if isinstance(v, torch.Tensor) else v for v in value]
     with pytest.raises((ValueError, TypeError), match=match):
         kernels.pairwise_cost(**{**arguments(device), name: value})
 

@@ -20,6 +20,9 @@ using TileFor = std::conditional_t<
     sizeof(T) == 8, DoubleTile,
     std::conditional_t<kWeighted, SmallTile, std::conditional_t<sizeof(T) == 4 && P <= 2, LargeTile, MediumTile>>>;
 
+// 1024 numbers a lane.
+constexpr int64_t kMostChunks = 256;
+
 struct CostPlan {
   int64_t tiles, splits, chunks_per_split;
   bool short_rows;
@@ -40,9 +43,11 @@ CostPlan plan_for(const PairwiseCostParams& params, int device) {
   plan.chunks_per_split = chunks;
   if (plan.tiles * params.batch == 0) return plan;
   // Enough blocks for eight rounds over the GPU, so that the last round costs little, but eight chunks a block at
-  // least, so that its prologue and its sums do not.
+  // least, so that its prologue and its sums do not; and no more than kMostChunks, so that float sums stay short: the
+  // splits are added in double.
   const int64_t wanted = ceil_div(8 * static_cast<int64_t>(multiprocessors(device)), plan.tiles * params.batch);
   plan.chunks_per_split = std::max<int64_t>(ceil_div(chunks, wanted), std::min<int64_t>(chunks, 8));
+  plan.chunks_per_split = std::min<int64_t>(plan.chunks_per_split, kMostChunks);
   plan.splits = ceil_div(chunks, plan.chunks_per_split);
   return plan;
 }
