@@ -43,27 +43,53 @@ inline std::string text_of(const std::vector<int64_t>& sizes) {
   throw py::value_error(t.name + ": got " + came + ", wanted " + wanted);
 }
 
+// A call reads half a dozen tensors, so this is kept short: a dtype is told by its object, not by its text.
+inline const char* dtype_name(PyObject* dtype) {
+  struct Known {
+    const char* name;
+    PyObject* object;
+  };
+  static const std::vector<Known> known = [] {
+    std::vector<Known> list;
+    py::module_ torch = py::module_::import("torch");
+    for (const char* name : {"float32", "bfloat16", "float16", "float64", "int32", "int64", "uint8", "bool"}) {
+      list.push_back({name, py::object(torch.attr(name)).release().ptr()});
+    }
+    return list;
+  }();
+  for (const Known& entry : known) {
+    if (entry.object == dtype) return entry.name;
+  }
+  return nullptr;
+}
+
+inline std::vector<int64_t> read_tuple(py::handle object) {
+  std::vector<int64_t> values;
+  for (py::handle item : py::reinterpret_borrow<py::tuple>(object)) values.push_back(item.cast<int64_t>());
+  return values;
+}
+
 inline TensorArgument read_tensor(py::handle object, const std::string& name) {
   TensorArgument t;
   t.name = name;
-  for (const char* attribute : {"data_ptr", "shape", "stride", "dtype", "device"}) {
-    if (!py::hasattr(object, attribute)) {
-      throw py::type_error(name + ": got " + py::str(py::type::of(object).attr("__name__")).cast<std::string>() +
-                           ", wanted a torch.Tensor");
+  try {
+    t.sizes = read_tuple(object.attr("shape"));
+    t.strides = read_tuple(object.attr("stride")());
+    py::object dtype = object.attr("dtype"), device = object.attr("device");
+    const char* known = dtype_name(dtype.ptr());
+    t.dtype = known ? known : py::str(dtype).cast<std::string>();
+    const auto type = device.attr("type").cast<std::string>();
+    if (type != "cpu" && type != "cuda") {
+      throw py::value_error(name + ": got device '" + type + "', wanted 'cpu' or 'cuda'");
     }
+    t.device.cuda = type == "cuda";
+    if (t.device.cuda) t.device.index = device.attr("index").cast<int>();
+    t.data = reinterpret_cast<char*>(object.attr("data_ptr")().cast<uintptr_t>());
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_AttributeError)) throw;
+    throw py::type_error(name + ": got " + py::type::of(object).attr("__name__").cast<std::string>() +
+                         ", wanted a torch.Tensor");
   }
-  py::object device = object.attr("device");
-  const auto type = device.attr("type").cast<std::string>();
-  if (type != "cpu" && type != "cuda") {
-    throw py::value_error(name + ": got device '" + type + "', wanted 'cpu' or 'cuda'");
-  }
-  t.device.cuda = type == "cuda";
-  if (t.device.cuda) t.device.index = device.attr("index").cast<int>();
-  t.data = reinterpret_cast<char*>(object.attr("data_ptr")().cast<uintptr_t>());
-  t.sizes = object.attr("shape").cast<std::vector<int64_t>>();
-  t.strides = object.attr("stride")().cast<std::vector<int64_t>>();
-  t.dtype = py::str(object.attr("dtype")).cast<std::string>();
-  if (t.dtype.rfind("torch.", 0) == 0) t.dtype.erase(0, 6);
   return t;
 }
 

@@ -5,7 +5,7 @@
 // and
 //   its lanes run along the dimension; the block's rows come through shared memory, kStages chunks deep.
 //   P + 1 fused instructions a pair and dimension, (P TI + TJ) / (TI TJ) shared loads.
-// - pairwise_cost_short, for rows of a few numbers: a thread owns one target and kShortSources sources.
+// - pairwise_cost_short, for rows of a few numbers: a thread owns one target and goes through the sources.
 #pragma once
 
 #include "oss_ext/cuda/common.cuh"
@@ -23,9 +23,10 @@ struct CostArgs {
   int64_t coefficient_stride;
   const void* weight;
   int64_t source_begin, source_end;
-  int64_t tiles;  // tiles of the upper triangle, a sample
-  int64_t splits, chunks_per_split;
-  void* sums;  // acc [splits, batch, nodes, nodes]; with one split: the costs themselves
+  int64_t tiles;                     // tiles of the upper triangle, a sample
+  int64_t splits, chunks_per_split;  // of the dimension, long rows
+  int64_t sources_per_block;         // short rows
+  void* sums;                        // acc [splits, batch, nodes, nodes]; with one split: the costs themselves
   const void* target_weight;
   double scale;  // 1 / dim
   bool aligned;  // every row may be read 16 bytes at a time
@@ -230,79 +231,94 @@ __global__ void __launch_bounds__(Tile::kThreads) pairwise_cost_tiled(const __gr
   }
 }
 
-constexpr int kShortDim = 64;  // rows up to this length go to pairwise_cost_short
-constexpr int kShortSlice = 16;
-constexpr int kShortSources = 8;
-constexpr int kShortTargets = 128;
+// Rows up to this length go to pairwise_cost_short.
+template <typename Acc>
+constexpr int kShortDim = sizeof(Acc) == 8 ? 28 : 60;  // four basis vectors then fit in 48 KiB of shared memory
+constexpr int kShortTargets = 128, kShortSources = 16, kShortAtOnce = 4;
 
-// Block kShortTargets; grid: batch * tiles. One split.
+// Numbers of a row in shared memory: whole packs of four.
+inline __host__ __device__ int short_stride(int64_t dim) { return static_cast<int>((dim + 3) / 4 * 4); }
+
+template <typename Acc, int P>
+int short_bytes(int64_t dim) {
+  return short_stride(dim) * (kShortTargets + P * kShortSources + 1) * static_cast<int>(sizeof(Acc));
+}
+
+// Block kShortTargets: a thread a target, sources_per_block sources in turn, kShortAtOnce side by side.
+// Grid: batch * tiles; tiles: groups of sources * tiles of targets.
 template <typename T, int P, bool kWeighted>
 __global__ void __launch_bounds__(kShortTargets) pairwise_cost_short(const __grid_constant__ CostArgs args) {
   using Acc = typename AccOf<T>::type;
-  __shared__ __align__(16) Acc u[P][kShortSources][kShortSlice];
-  __shared__ Acc y[kShortTargets][kShortSlice + 1];
+  using Four = Pack<Acc, 4>;
+  extern __shared__ __align__(16) unsigned char shared_bytes[];
+  const int stride = short_stride(args.dim), dim = static_cast<int>(args.dim);
+  Acc* u = reinterpret_cast<Acc*>(shared_bytes);  // [P][kShortSources][stride]
+  Acc* weight = u + P * kShortSources * stride;   // [stride]
+  Acc* y = weight + stride;                       // [stride][kShortTargets]
   const int64_t b = blockIdx.x / args.tiles;
-  const Triangle<kShortSources, kShortTargets> tile(blockIdx.x % args.tiles, args.source_begin, args.nodes);
-  const int64_t target = tile.target + threadIdx.x;
-
-  Acc c[kShortSources][P], sum[kShortSources];
-#pragma unroll
-  for (int i = 0; i < kShortSources; ++i) {
-    sum[i] = Acc(0);
-    const int64_t source = tile.source + i;
-    const bool wanted = source < args.source_end && target < args.nodes && target > source;
-    const Acc* at =
-        static_cast<const Acc*>(args.coefficients) + b * args.coefficient_stride + (source * args.nodes + target) * P;
-#pragma unroll
-    for (int p = 0; p < P; ++p) c[i][p] = wanted ? at[p] : Acc(0);
+  const int64_t target_tiles = (args.nodes + kShortTargets - 1) / kShortTargets, tile = blockIdx.x % args.tiles;
+  const int64_t first_target = tile % target_tiles * kShortTargets, target = first_target + threadIdx.x;
+  const int64_t begin = args.source_begin + tile / target_tiles * args.sources_per_block;
+  const int64_t end = min(min(args.source_end, begin + args.sources_per_block), first_target + kShortTargets - 1);
+  if (begin >= end) return;
+  for (int v = threadIdx.x; v < kShortTargets * stride; v += kShortTargets) {
+    const int d = v % stride, j = v / stride;
+    const bool inside = d < dim && first_target + j < args.nodes;
+    const T* row = static_cast<const T*>(args.target) + b * args.target_batch_stride;
+    y[d * kShortTargets + j] = inside ? widen(row[(first_target + j) * args.target_node_stride + d]) : Acc(0);
   }
-  for (int64_t first = 0; first < args.dim; first += kShortSlice) {
-    __syncthreads();
-    for (int v = threadIdx.x; v < P * kShortSources * kShortSlice; v += kShortTargets) {
-      const int d = v % kShortSlice, i = v / kShortSlice % kShortSources, p = v / kShortSlice / kShortSources;
-      const bool inside = tile.source + i < args.source_end && first + d < args.dim;
-      u[p][i][d] =
-          inside ? widen(static_cast<const T*>(
-                       args.basis[p])[b * args.batch_stride[p] + (tile.source + i) * args.node_stride[p] + first + d])
-                 : Acc(0);
-    }
-    for (int v = threadIdx.x; v < kShortTargets * kShortSlice; v += kShortTargets) {
-      const int d = v % kShortSlice, j = v / kShortSlice;
-      const bool inside = tile.target + j < args.nodes && first + d < args.dim;
-      y[j][d] = inside
-                    ? widen(static_cast<const T*>(args.target)[b * args.target_batch_stride +
-                                                               (tile.target + j) * args.target_node_stride + first + d])
-                    : Acc(0);
-    }
-    __syncthreads();
-    if (target >= args.nodes) continue;
-    Acc mine[kShortSlice], w[kShortSlice];
-#pragma unroll
-    for (int d = 0; d < kShortSlice; ++d) mine[d] = y[threadIdx.x][d];
-    if constexpr (kWeighted) {
-#pragma unroll
-      for (int d = 0; d < kShortSlice; ++d) {
-        w[d] = first + d < args.dim ? static_cast<const Acc*>(args.weight)[first + d] : Acc(0);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kShortSources; ++i) {
-#pragma unroll
-      for (int d = 0; d < kShortSlice; ++d) {
-        Acc off = fused(c[i][0], u[0][i][d], -mine[d]);
-#pragma unroll
-        for (int p = 1; p < P; ++p) off = fused(c[i][p], u[p][i][d], off);
-        sum[i] = fused(kWeighted ? off * w[d] : off, off, sum[i]);
-      }
+  if constexpr (kWeighted) {
+    for (int d = threadIdx.x; d < stride; d += kShortTargets) {
+      weight[d] = d < dim ? static_cast<const Acc*>(args.weight)[d] : Acc(0);
     }
   }
-  if (target >= args.nodes) return;
-  Acc* sums = static_cast<Acc*>(args.sums) + b * args.nodes * args.nodes;
+  for (int64_t band = begin; band < end; band += kShortSources) {
+    __syncthreads();
+    for (int v = threadIdx.x; v < P * kShortSources * stride; v += kShortTargets) {
+      const int d = v % stride, i = v / stride % kShortSources, p = v / stride / kShortSources;
+      const T* row = static_cast<const T*>(args.basis[p]) + b * args.batch_stride[p];
+      u[v] = d < dim && band + i < end ? widen(row[(band + i) * args.node_stride[p] + d]) : Acc(0);
+    }
+    __syncthreads();
+    for (int i = 0; i < kShortSources && band + i < end; i += kShortAtOnce) {
+      Acc c[kShortAtOnce][P], sum[kShortAtOnce];
 #pragma unroll
-  for (int i = 0; i < kShortSources; ++i) {
-    const int64_t source = tile.source + i;
-    if (source < args.source_end && target > source) {
-      sums[source * args.nodes + target] = scaled_cost<Acc>(args, sum[i], target);
+      for (int k = 0; k < kShortAtOnce; ++k) {
+        const int64_t source = band + i + k;
+        const bool wanted = source < end && target < args.nodes && target > source;
+        const Acc* at = static_cast<const Acc*>(args.coefficients) + b * args.coefficient_stride +
+                        (source * args.nodes + target) * P;
+        sum[k] = Acc(0);
+#pragma unroll
+        for (int p = 0; p < P; ++p) c[k][p] = wanted ? at[p] : Acc(0);
+      }
+      for (int d = 0; d < stride; d += 4) {
+        Acc mine[4];
+#pragma unroll
+        for (int n = 0; n < 4; ++n) mine[n] = y[(d + n) * kShortTargets + threadIdx.x];
+        Four w;
+        if constexpr (kWeighted) w = *reinterpret_cast<const Four*>(weight + d);
+#pragma unroll
+        for (int k = 0; k < kShortAtOnce; ++k) {
+          Acc off[4];
+#pragma unroll
+          for (int p = 0; p < P; ++p) {
+            const Four row = *reinterpret_cast<const Four*>(u + (p * kShortSources + i + k) * stride + d);
+#pragma unroll
+            for (int n = 0; n < 4; ++n) off[n] = fused(c[k][p], row.at[n], p == 0 ? -mine[n] : off[n]);
+          }
+#pragma unroll
+          for (int n = 0; n < 4; ++n) sum[k] = fused(kWeighted ? off[n] * w.at[n] : off[n], off[n], sum[k]);
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < kShortAtOnce; ++k) {
+        const int64_t source = band + i + k;
+        if (source < end && target < args.nodes && target > source) {
+          static_cast<Acc*>(args.sums)[(b * args.nodes + source) * args.nodes + target] =
+              scaled_cost<Acc>(args, sum[k], target);
+        }
+      }
     }
   }
 }

@@ -24,7 +24,7 @@ using TileFor = std::conditional_t<
 constexpr int64_t kMostChunks = 256;
 
 struct CostPlan {
-  int64_t tiles, splits, chunks_per_split;
+  int64_t tiles, splits, chunks_per_split, sources_per_block;
   bool short_rows;
 };
 
@@ -32,10 +32,15 @@ template <typename T, int P, bool kWeighted>
 CostPlan plan_for(const PairwiseCostParams& params, int device) {
   using Tile = TileFor<T, P, kWeighted>;
   CostPlan plan{};
-  plan.short_rows = params.dim <= kShortDim;
+  plan.short_rows = params.dim <= kShortDim<typename AccOf<T>::type>;
   plan.splits = 1;
   if (plan.short_rows) {
-    plan.tiles = Triangle<kShortSources, kShortTargets>::count(params.source_begin, params.source_end, params.nodes);
+    // All sources in one block where the batch fills the GPU, else fewer.
+    const int64_t target_tiles = ceil_div(params.nodes, kShortTargets);
+    const int64_t groups = ceil_div(8 * multiprocessors(device), std::max<int64_t>(1, target_tiles * params.batch));
+    const int64_t sources = params.source_end - params.source_begin;
+    plan.sources_per_block = std::max<int64_t>(ceil_div(ceil_div(sources, groups), kShortSources), 1) * kShortSources;
+    plan.tiles = target_tiles * ceil_div(sources, plan.sources_per_block);
     return plan;
   }
   plan.tiles = Triangle<Tile::kSources, Tile::kTargets>::count(params.source_begin, params.source_end, params.nodes);
@@ -62,7 +67,8 @@ Status launch_sums(const CostArgs& args, const CostPlan& plan, cudaStream_t stre
   const int64_t blocks = plan.tiles * plan.splits * args.batch;
   if (blocks == 0) return kOk;
   if (plan.short_rows) {
-    pairwise_cost_short<T, P, kWeighted><<<blocks, kShortTargets, 0, stream>>>(args);
+    const int bytes = short_bytes<typename AccOf<T>::type, P>(args.dim);
+    pairwise_cost_short<T, P, kWeighted><<<blocks, kShortTargets, bytes, stream>>>(args);
     return launch_status();
   }
   using Tile = TileFor<T, P, kWeighted>;
@@ -103,6 +109,7 @@ Status compute(const PairwiseCostParams& params, int device, cudaStream_t stream
   args.tiles = plan.tiles;
   args.splits = plan.splits;
   args.chunks_per_split = plan.chunks_per_split;
+  args.sources_per_block = plan.sources_per_block;
   args.sums = plan.splits > 1 ? params.workspace : params.cost;
   args.target_weight = params.target_weight;
   args.scale = 1.0 / static_cast<double>(params.dim);
