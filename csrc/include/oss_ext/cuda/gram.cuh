@@ -20,7 +20,7 @@ struct GramArgs {
 };
 
 // A warp's tile (kGramI x kGramJ pairs), the block's layout of warps, and the numbers of each row it takes at a time.
-constexpr int kGramI = 4, kGramWarpsI = 4, kGramWarpsJ = 2, kGramChunk = 64;
+constexpr int kGramI = 4, kGramWarpsI = 2, kGramWarpsJ = 2, kGramChunk = 64;
 constexpr int kGramThreads = 32 * kGramWarpsI * kGramWarpsJ;
 template <int P>
 constexpr int kGramJ = P <= 2 ? 8 : 4;

@@ -20,8 +20,8 @@ using TileFor = std::conditional_t<
     sizeof(T) == 8, DoubleTile,
     std::conditional_t<kWeighted, SmallTile, std::conditional_t<sizeof(T) == 4 && P <= 2, LargeTile, MediumTile>>>;
 
-// 1024 numbers a lane.
-constexpr int64_t kMostChunks = 256;
+constexpr int64_t kMostChunks = 256;  // 1024 numbers a lane
+constexpr int64_t kBlockCost = 5;     // chunks
 
 struct CostPlan {
   int64_t tiles, splits, chunks_per_split, sources_per_block;
@@ -47,12 +47,18 @@ CostPlan plan_for(const PairwiseCostParams& params, int device) {
   const int64_t chunks = ceil_div(params.dim, CostLayout<T, P, Tile>::kChunk);
   plan.chunks_per_split = chunks;
   if (plan.tiles * params.batch == 0) return plan;
-  // Enough blocks for eight rounds over the GPU, so that the last round costs little, but eight chunks a block at
-  // least, so that its prologue and its sums do not; and no more than kMostChunks, so that float sums stay short: the
-  // splits are added in double.
-  const int64_t wanted = ceil_div(8 * static_cast<int64_t>(multiprocessors(device)), plan.tiles * params.batch);
-  plan.chunks_per_split = std::max<int64_t>(ceil_div(chunks, wanted), std::min<int64_t>(chunks, 8));
-  plan.chunks_per_split = std::min<int64_t>(plan.chunks_per_split, kMostChunks);
+  // The split that is done soonest: rounds of blocks over the GPU, each as long as its chunks and what a block costs
+  // apart from them (coefficients, first rows, sums: as much as kBlockCost chunks, measured on an H200). No more than
+  // kMostChunks, so that float sums stay short: the splits are added in double.
+  const int64_t at_once = std::max(1, multiprocessors(device));
+  int64_t best = INT64_MAX;
+  for (int64_t length = std::min(chunks, kMostChunks); length > 0; length = length > 16 ? length * 7 / 8 : length - 1) {
+    const int64_t rounds = ceil_div(plan.tiles * params.batch * ceil_div(chunks, length), at_once);
+    if (rounds * (length + kBlockCost) < best) {
+      best = rounds * (length + kBlockCost);
+      plan.chunks_per_split = length;
+    }
+  }
   plan.splits = ceil_div(chunks, plan.chunks_per_split);
   return plan;
 }
