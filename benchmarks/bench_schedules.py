@@ -20,23 +20,18 @@ import torch
 from torch import Tensor
 
 import oss_ext
-from oss_ext.metrics import psnr
+from oss_ext.metrics import pooled_psnr, psnr
 
 BATCH = 4096
-
-
-def pooled(values: Tensor) -> Tensor:
-    """PSNR of the mean squared error, from PSNRs [..., n] of one data range."""
-    return -10 * torch.log10((10 ** (-values / 10)).mean(-1))
 
 
 def gains(values: Tensor, base: Tensor, draws: int = 2000) -> dict[str, float]:
     """Both PSNRs and their gains over `base` on the same noises [n], each gain with its bootstrap standard error."""
     pick = torch.randint(len(values), (draws, len(values)), generator=torch.Generator().manual_seed(0))
     return {
-        "psnr": float(pooled(values)),
-        "gain": float(pooled(values) - pooled(base)),
-        "gain_error": float((pooled(values[pick]) - pooled(base[pick])).std()),
+        "psnr": float(pooled_psnr(values)),
+        "gain": float(pooled_psnr(values) - pooled_psnr(base)),
+        "gain_error": float((pooled_psnr(values[pick]) - pooled_psnr(base[pick])).std()),
         "mean_psnr": float(values.mean()),
         "mean_gain": float((values - base).mean()),
         "mean_gain_error": float((values - base)[pick].mean(-1).std()),

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from oss_ext import grids, zoo
 from oss_ext.cli_common import pick_device, print_json, progress_bars, shifted, speaker
+from oss_ext.cli_options import Device, Json
 from oss_ext.files import whole_folder
-from oss_ext.metrics import psnr
+from oss_ext.metrics import pooled_psnr, psnr
 from oss_ext.plot import plot_comparison, plot_schedules
 from oss_ext.schedule import Schedule
 from oss_ext.search import dp_search
@@ -33,9 +34,9 @@ def demo(
     samples: Annotated[int, typer.Option(help="Noises to search on.")] = 9,
     heldout: Annotated[int, typer.Option(help="Other noises to measure on.")] = 18,
     guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1: none.")] = 1.0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     open_: Annotated[bool, typer.Option("--open/--no-open", help="Show the picture at the end.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    json_: Json = False,
 ) -> None:
     """Search schedules for the bundled model, measure them on held-out noises, draw pictures. About a minute."""
     began = time.perf_counter()
@@ -49,7 +50,7 @@ def demo(
             f"on {_device_name(where)}\n"
             f"Search  {samples} noises, a teacher of {teacher_steps} Euler steps, budgets 1 to {steps}\n"
             f"Test    {heldout} other noises: Euler on uniform, EDM and OSS flow times,\n"
-            "        PSNR to the teacher from the same noise, mean in dB",
+            "        PSNR to the teacher from the same noises, in dB (of the error averaged over all of them)",
             highlight=False,
             soft_wrap=True,
         )
@@ -110,7 +111,7 @@ def _device_name(device: torch.device) -> str:
 def _run(
     model: ZooModel, steps: int, teacher_steps: int, samples: int, heldout: int, console: Console
 ) -> tuple[dict[int, Schedule], dict[str, Column], dict[str, Tensor], dict[str, int]]:
-    """(OSS schedules by budget, mean PSNR by sampler and budget, pictures by title, evaluations a sample)."""
+    """(OSS schedules by budget, PSNR by sampler and budget, pictures by title, evaluations a sample)."""
     noise, cond = model.noise(samples, "search")
     unseen, labels = model.noise(heldout, "heldout")
     budgets = range(1, steps + 1)
@@ -135,7 +136,7 @@ def _run(
             for budget, schedule in by_budget.items():
                 images = schedule.sample(model, unseen, labels, progress=shifted(move, done))
                 done += budget * heldout
-                score = float(psnr(images, teacher).mean())
+                score = float(pooled_psnr(psnr(images, teacher)))
                 table[name][budget] = score if score < float("inf") else None
             if name != "EDM":
                 pictures[name] = images[:SHOWN]

@@ -15,12 +15,13 @@ from rich.table import Table
 from oss_ext import grids, solvers, zoo
 from oss_ext.build import build_info
 from oss_ext.cli_common import print_json, stdout
+from oss_ext.cli_options import Json
 from oss_ext.schedule import Schedule
 
 
 def info(
     schedule: Annotated[Path | None, typer.Argument(help="A schedule file; without one, the installation.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    json_: Json = False,
 ) -> None:
     """Show this installation, or what a schedule file holds."""
     if schedule is None:

@@ -20,6 +20,7 @@ from oss_ext.cli_common import (
     progress_bars,
     speaker,
 )
+from oss_ext.cli_options import BatchSize, Device, Dtype, Guidance, Json, ModelArgs, ModelName, Shape
 from oss_ext.files import whole_file, whole_folder
 from oss_ext.result import SearchResult
 from oss_ext.schedule import Schedule
@@ -27,7 +28,7 @@ from oss_ext.search import dp_search
 
 
 def search(
-    model: Annotated[str, typer.Argument(help="photo32, or package.module:function that returns a Denoiser.")],
+    model: ModelName,
     out: Annotated[
         Path, typer.Option(help="A .json file for the schedule of the largest budget, or a folder for every budget's.")
     ] = Path("schedule.json"),
@@ -41,13 +42,13 @@ def search(
     seed: Annotated[
         int | None, typer.Option(help="Seed of the noise; default the model's own noise(), else 0.")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Network inputs a batch.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale of a bundled model; default 1.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")] = "float32",
-    shape: Annotated[str | None, typer.Option(help="Shape of one noise, 3,32,32; default the model's .shape.")] = None,
-    model_arg: Annotated[list[str] | None, typer.Option(help="key=value for the function; values are JSON.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    batch_size: BatchSize = None,
+    guidance: Guidance = None,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    shape: Shape = None,
+    model_arg: ModelArgs = None,
+    json_: Json = False,
 ) -> None:
     """Search a model's schedules and write them as JSON."""
     one_file = out.suffix == ".json"

@@ -15,13 +15,13 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside `path`, of the same suffix, to write to; renamed over `path` on leaving.
 
     On an exception (Ctrl-C too) the temporary file is removed and `path` stays as it was.
-    Raises ValueError where `path` is a folder or its folder is missing, before the body runs.
+    Raises ValueError where `path` is a folder, FileNotFoundError where its folder is missing, before the body runs.
     """
     target = Path(path)
     if target.is_dir():
         raise ValueError(f"{target}: is a folder, wanted the path of a file")
     if not target.absolute().parent.is_dir():
-        raise ValueError(f"{target}: its folder does not exist")
+        raise FileNotFoundError(f"{target}: its folder does not exist")
     temporary = target.with_name(f".{target.stem}.{secrets.token_hex(6)}.tmp{target.suffix}")
     try:
         yield temporary
@@ -36,13 +36,13 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     A new `path` appears by one rename; in one that exists each file is replaced by a rename, others stay.
     On an exception (Ctrl-C too) the temporary folder is removed and `path` stays as it was.
-    Raises ValueError where `path` is a file or its folder is missing, before the body runs.
+    Raises ValueError where `path` is a file, FileNotFoundError where its folder is missing, before the body runs.
     """
     target = Path(path).absolute()
     if target.exists() and not target.is_dir():
         raise ValueError(f"{path}: is a file, wanted the path of a folder")
     if not target.parent.is_dir():
-        raise ValueError(f"{path}: its parent folder does not exist")
+        raise FileNotFoundError(f"{path}: its parent folder does not exist")
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     temporary.mkdir()
     try:

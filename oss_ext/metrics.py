@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -31,3 +32,12 @@ def psnr(images: Tensor, reference: Tensor, *, data_range: float = 2.0) -> Tenso
     return peak_signal_noise_ratio(
         wide.flatten(1), reference.to(wide.dtype).flatten(1), data_range=float(data_range), reduction="none", dim=1
     )
+
+
+def pooled_psnr(each: Tensor) -> Tensor:
+    """PSNR in dB of a set of samples, of the squared error averaged over them all; from their own, [..., B] -> [...].
+
+    This is what the joint search lowers, and torchmetrics' default. It weighs bad samples more than the mean of the
+    PSNRs does. All are of one `data_range`.
+    """
+    return -10 * torch.log10((10 ** (-each.double() / 10)).mean(-1))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from oss_ext.files import whole_file
-from oss_ext.metrics import psnr
+from oss_ext.metrics import pooled_psnr, psnr
 from oss_ext.result import SearchResult
 from oss_ext.schedule import Schedule
 
@@ -110,7 +110,7 @@ def plot_comparison(
 
     columns: {title: images [B, C, H, W] in [-1, 1]}, C = 1 or 3, all of one shape; values outside are clipped for
         display. What follows ", " in a title stands on a second line. Under each picture stands its PSNR to the first
-        column, under each title the column's mean.
+        column, under each title that of the whole column (`pooled_psnr`).
     path: where to write it too: .png, .svg or .pdf; the file appears whole or not at all.
     labels: a name for each sample. blocks: how many blocks of rows stand side by side; default one for every 3 samples,
         at most 3. scale: pixels a pixel (nearest); default as many as fit into 128 pixels of height, at least 1.
@@ -143,8 +143,8 @@ def plot_comparison(
             head, _, rest = title.partition(", ")
             text(x + tile_w / 2, _MARGIN + 12, head, fontsize=11, fontweight="bold", va="baseline")
             text(x + tile_w / 2, _MARGIN + 31, rest, fontsize=10, va="baseline")
-            mean = "reference" if column == 0 else f"mean of {count}: {float(scores[column - 1].mean()):.1f} dB"
-            text(x + tile_w / 2, _MARGIN + 49, mean, fontsize=9, color=_GREY, va="baseline")
+            whole = "reference" if column == 0 else f"all {count}: {float(pooled_psnr(scores[column - 1])):.1f} dB"
+            text(x + tile_w / 2, _MARGIN + 49, whole, fontsize=9, color=_GREY, va="baseline")
             for row, sample in enumerate(range(block * rows, min(count, (block + 1) * rows))):
                 y = _MARGIN + _HEAD + row * (tile_h + _CAPTION)
                 place = (x / full_w, 1 - (y + tile_h) / full_h, tile_w / full_w, tile_h / full_h)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from oss_ext.files import whole_file
 from oss_ext.provenance import Provenance
 
 FORMAT, VERSION = "oss_ext.schedule", 1
@@ -59,18 +59,9 @@ class ScheduleFile(BaseModel):
 
 
 def write(path: str | os.PathLike[str], content: ScheduleFile) -> None:
-    """Writes the file whole or not at all: into a temporary file of the same folder, then renamed over `path`."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        with open(temporary, "x", encoding="utf-8") as stream:
-            stream.write(_layout(content.model_dump(mode="json")) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    """Writes the file whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(_layout(content.model_dump(mode="json")) + "\n", encoding="utf-8")
 
 
 def read(path: str | os.PathLike[str]) -> ScheduleFile:

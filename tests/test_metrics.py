@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from oss_ext.metrics import psnr
+from oss_ext.metrics import pooled_psnr, psnr
 
 
 def test_hand_computed() -> None:
@@ -18,6 +18,12 @@ def test_hand_computed() -> None:
     images[2, 0, 0, :] = 0.002  # mse 2e-6, 4 / 2e-6 = 2e6
     wanted = torch.tensor([20.0, 10 * math.log10(4), 10 * math.log10(2e6)], dtype=torch.float64)
     torch.testing.assert_close(psnr(images, reference), wanted, rtol=0, atol=1e-5)
+
+
+def test_pooled_is_the_psnr_of_the_mean_error() -> None:
+    each = torch.tensor([[20.0, 10 * math.log10(4)], [math.inf, 20.0]])  # errors 0.04 and 1; 0 and 0.04
+    wanted = torch.tensor([10 * math.log10(4 / 0.52), 10 * math.log10(4 / 0.02)], dtype=torch.float64)
+    torch.testing.assert_close(pooled_psnr(each), wanted, rtol=0, atol=1e-5)
 
 
 def test_data_range_and_equal_samples() -> None:

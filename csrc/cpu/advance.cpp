@@ -3,6 +3,7 @@
 #include <limits>
 #include <new>
 
+#include "oss_ext/cpu/entry.h"
 #include "oss_ext/cpu/isa.h"
 #include "oss_ext/cpu/parallel.h"
 
@@ -56,12 +57,7 @@ Status advance(const AdvanceParams& params, int threads) {
   if (params.dtype != DType::f32 && params.dtype != DType::bf16 && params.dtype != DType::f16 &&
       params.dtype != DType::f64)
     return kUnsupportedDtype;
-  try {
-    run(params, threads);
-  } catch (const std::bad_alloc&) {
-    return kOutOfMemory;
-  }
-  return kOk;
+  return guarded([&] { run(params, threads); });
 }
 
 }  // namespace oss_ext::cpu

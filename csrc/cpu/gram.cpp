@@ -2,6 +2,7 @@
 
 #include <new>
 
+#include "oss_ext/cpu/entry.h"
 #include "oss_ext/cpu/isa.h"
 #include "oss_ext/cpu/parallel.h"
 #include "oss_ext/cpu/tile_plan.h"
@@ -52,12 +53,7 @@ void run(const GramParams& params, int threads) {
 Status gram(const GramParams& params, int threads) {
   const Status status = check_tile_params(params);
   if (status != kOk) return status;
-  try {
-    run(params, threads);
-  } catch (const std::bad_alloc&) {
-    return kOutOfMemory;
-  }
-  return kOk;
+  return guarded([&] { run(params, threads); });
 }
 
 }  // namespace oss_ext::cpu

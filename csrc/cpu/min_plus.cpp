@@ -4,6 +4,7 @@
 #include <new>
 
 #include "oss_ext/best_source.h"
+#include "oss_ext/cpu/entry.h"
 #include "oss_ext/cpu/parallel.h"
 
 namespace oss_ext::cpu {
@@ -48,16 +49,7 @@ Status min_plus(const MinPlusParams& params, int threads) {
   if (params.batch < 0 || params.nodes < 1 || params.steps < 0) return kInvalidArgument;
   if (params.nodes > std::numeric_limits<int32_t>::max()) return kInvalidArgument;
   if (params.dtype != DType::f32 && params.dtype != DType::f64) return kUnsupportedDtype;
-  try {
-    if (params.dtype == DType::f64) {
-      run<double>(params, threads);
-    } else {
-      run<float>(params, threads);
-    }
-  } catch (const std::bad_alloc&) {
-    return kOutOfMemory;
-  }
-  return kOk;
+  return guarded_for(params.dtype, [&](auto acc) { run<decltype(acc)>(params, threads); });
 }
 
 }  // namespace oss_ext::cpu

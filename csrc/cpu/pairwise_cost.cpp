@@ -3,6 +3,7 @@
 #include <limits>
 #include <new>
 
+#include "oss_ext/cpu/entry.h"
 #include "oss_ext/cpu/isa.h"
 #include "oss_ext/cpu/parallel.h"
 #include "oss_ext/cpu/tile_plan.h"
@@ -48,16 +49,7 @@ void run(const PairwiseCostParams& params, int threads) {
 Status pairwise_cost(const PairwiseCostParams& params, int threads) {
   const Status status = check_tile_params(params);
   if (status != kOk) return status;
-  try {
-    if (params.dtype == DType::f64) {
-      run<double>(params, threads);
-    } else {
-      run<float>(params, threads);
-    }
-  } catch (const std::bad_alloc&) {
-    return kOutOfMemory;
-  }
-  return kOk;
+  return guarded_for(params.dtype, [&](auto acc) { run<decltype(acc)>(params, threads); });
 }
 
 }  // namespace oss_ext::cpu

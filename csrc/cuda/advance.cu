@@ -7,15 +7,8 @@ namespace {
 template <typename T, int P, int kCount>
 Status launch(const AdvanceParams& params, cudaStream_t stream) {
   AdvanceArgs args{};
-  args.batch = params.batch;
-  args.nodes = params.nodes;
-  args.dim = params.dim;
+  take_basis(params, args);
   args.packs = params.dim / kCount;
-  for (int p = 0; p < P; ++p) {
-    args.basis[p] = params.basis[p].data;
-    args.batch_stride[p] = params.basis[p].batch_stride;
-    args.node_stride[p] = params.basis[p].node_stride;
-  }
   args.coefficients = params.coefficients;
   args.coefficient_stride = params.coefficient_stride;
   args.backpointers = params.backpointers;

@@ -42,17 +42,7 @@ Status compute(const GramParams& params, int device, cudaStream_t stream) {
   const Plan plan = plan_for<P>(params, device);
   if (params.workspace_bytes < bytes_of(plan, params)) return kWorkspaceTooSmall;
   GramArgs args{};
-  args.batch = params.batch;
-  args.nodes = params.nodes;
-  args.dim = params.dim;
-  for (int p = 0; p < P; ++p) {
-    args.basis[p] = params.basis[p].data;
-    args.batch_stride[p] = params.basis[p].batch_stride;
-    args.node_stride[p] = params.basis[p].node_stride;
-  }
-  args.target = params.target.data;
-  args.target_batch_stride = params.target.batch_stride;
-  args.target_node_stride = params.target.node_stride;
+  take_rows(params, args);
   args.weight = params.weight;
   args.source_begin = params.source_begin;
   args.source_end = params.source_end;

@@ -5,11 +5,8 @@
 
 namespace oss_ext::cuda {
 
-struct AdvanceArgs {
-  int64_t batch, nodes, dim;
+struct AdvanceArgs : RowArgs {
   int64_t packs;  // threads a row: dim / kCount
-  const void* basis[kMaxBasis];
-  int64_t batch_stride[kMaxBasis], node_stride[kMaxBasis];
   const void* coefficients;
   int64_t coefficient_stride;
   const int32_t* backpointers;
@@ -37,7 +34,7 @@ __global__ void __launch_bounds__(256) advance_rows(const __grid_constant__ Adva
         static_cast<const Acc*>(args.coefficients) + b * args.coefficient_stride + (i * args.nodes + j) * P;
 #pragma unroll
     for (int p = 0; p < P; ++p) {
-      const T* source = static_cast<const T*>(args.basis[p]) + b * args.batch_stride[p] + i * args.node_stride[p] + d;
+      const T* source = args.basis_row<T>(p, b, i) + d;
       const Vector u = *reinterpret_cast<const Vector*>(source);
       const Acc c = coefficient[p];
 #pragma unroll

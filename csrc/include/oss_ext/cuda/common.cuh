@@ -121,6 +121,44 @@ inline bool rows_aligned(const RowsView& rows, int64_t element_bytes) {
          rows.node_stride * element_bytes % 16 == 0;
 }
 
+// The rows that a kernel reads: a basis, and for most a target.
+struct RowArgs {
+  int64_t batch, nodes, dim;
+  const void* basis[kMaxBasis];
+  int64_t batch_stride[kMaxBasis], node_stride[kMaxBasis];
+  const void* target;
+  int64_t target_batch_stride, target_node_stride;
+
+  template <typename T>
+  __device__ const T* basis_row(int p, int64_t b, int64_t i) const {
+    return static_cast<const T*>(basis[p]) + b * batch_stride[p] + i * node_stride[p];
+  }
+  template <typename T>
+  __device__ const T* target_row(int64_t b, int64_t j) const {
+    return static_cast<const T*>(target) + b * target_batch_stride + j * target_node_stride;
+  }
+};
+
+template <typename Params>
+void take_basis(const Params& params, RowArgs& args) {
+  args.batch = params.batch;
+  args.nodes = params.nodes;
+  args.dim = params.dim;
+  for (int p = 0; p < params.basis_count; ++p) {
+    args.basis[p] = params.basis[p].data;
+    args.batch_stride[p] = params.basis[p].batch_stride;
+    args.node_stride[p] = params.basis[p].node_stride;
+  }
+}
+
+template <typename Params>
+void take_rows(const Params& params, RowArgs& args) {
+  take_basis(params, args);
+  args.target = params.target.data;
+  args.target_batch_stride = params.target.batch_stride;
+  args.target_node_stride = params.target.node_stride;
+}
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace oss_ext::cuda

@@ -6,12 +6,7 @@
 
 namespace oss_ext::cuda {
 
-struct GramArgs {
-  int64_t batch, nodes, dim;
-  const void* basis[kMaxBasis];
-  int64_t batch_stride[kMaxBasis], node_stride[kMaxBasis];
-  const void* target;
-  int64_t target_batch_stride, target_node_stride;
+struct GramArgs : RowArgs {
   const double* weight;
   int64_t source_begin, source_end;
   int64_t tiles, splits, span;  // span: numbers a split covers, a multiple of kGramChunk
@@ -50,10 +45,10 @@ __global__ void __launch_bounds__(kGramThreads) gram_moments(const __grid_consta
     const int p = row / kSources;
     if (p < P) {
       const int64_t i = min(tile.source + row % kSources, args.source_end - 1);
-      rows[row] = static_cast<const T*>(args.basis[p]) + b * args.batch_stride[p] + i * args.node_stride[p];
+      rows[row] = args.basis_row<T>(p, b, i);
     } else {
       const int64_t j = min(tile.target + row - P * kSources, args.nodes - 1);
-      rows[row] = static_cast<const T*>(args.target) + b * args.target_batch_stride + j * args.target_node_stride;
+      rows[row] = args.target_row<T>(b, j);
     }
   }
   __syncthreads();
@@ -132,9 +127,9 @@ __global__ void __launch_bounds__(256) gram_moments_short(const __grid_constant_
   const T* u[P];
 #pragma unroll
   for (int p = 0; p < P; ++p) {
-    u[p] = static_cast<const T*>(args.basis[p]) + b * args.batch_stride[p] + i * args.node_stride[p];
+    u[p] = args.basis_row<T>(p, b, i);
   }
-  const T* y = static_cast<const T*>(args.target) + b * args.target_batch_stride + j * args.target_node_stride;
+  const T* y = args.target_row<T>(b, j);
   double sum[P] = {};
   for (int64_t d = 0; d < args.dim; ++d) {
     double move = static_cast<double>(widen(y[d])) - widen(u[0][d]);
@@ -182,7 +177,7 @@ __global__ void __launch_bounds__(256) gram_products(const __grid_constant__ Gra
       double u[P];
 #pragma unroll
       for (int p = 0; p < P; ++p) {
-        u[p] = widen(static_cast<const T*>(args.basis[p])[b * args.batch_stride[p] + i * args.node_stride[p] + d]);
+        u[p] = widen(args.basis_row<T>(p, b, i)[d]);
       }
       int pair = 0;
 #pragma unroll

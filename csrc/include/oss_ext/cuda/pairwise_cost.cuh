@@ -13,12 +13,7 @@
 
 namespace oss_ext::cuda {
 
-struct CostArgs {
-  int64_t batch, nodes, dim;
-  const void* basis[kMaxBasis];
-  int64_t batch_stride[kMaxBasis], node_stride[kMaxBasis];
-  const void* target;
-  int64_t target_batch_stride, target_node_stride;
+struct CostArgs : RowArgs {
   const void* coefficients;
   int64_t coefficient_stride;
   const void* weight;
@@ -74,10 +69,10 @@ __device__ __forceinline__ void find_rows(const CostArgs& args, int64_t b, int64
     if (row < P * Tile::kSources) {
       const int p = row / Tile::kSources;
       const int64_t i = min(source + row % Tile::kSources, args.source_end - 1);
-      from = static_cast<const T*>(args.basis[p]) + b * args.batch_stride[p] + i * args.node_stride[p];
+      from = args.basis_row<T>(p, b, i);
     } else {
       const int64_t j = min(target + row - P * Tile::kSources, args.nodes - 1);
-      from = static_cast<const T*>(args.target) + b * args.target_batch_stride + j * args.target_node_stride;
+      from = args.target_row<T>(b, j);
     }
     rows[row] = from;
   }
@@ -264,8 +259,7 @@ __global__ void __launch_bounds__(kShortTargets) pairwise_cost_short(const __gri
   for (int v = threadIdx.x; v < kShortTargets * stride; v += kShortTargets) {
     const int d = v % stride, j = v / stride;
     const bool inside = d < dim && first_target + j < args.nodes;
-    const T* row = static_cast<const T*>(args.target) + b * args.target_batch_stride;
-    y[d * kShortTargets + j] = inside ? widen(row[(first_target + j) * args.target_node_stride + d]) : Acc(0);
+    y[d * kShortTargets + j] = inside ? widen(args.target_row<T>(b, first_target + j)[d]) : Acc(0);
   }
   if constexpr (kWeighted) {
     for (int d = threadIdx.x; d < stride; d += kShortTargets) {
@@ -276,8 +270,7 @@ __global__ void __launch_bounds__(kShortTargets) pairwise_cost_short(const __gri
     __syncthreads();
     for (int v = threadIdx.x; v < P * kShortSources * stride; v += kShortTargets) {
       const int d = v % stride, i = v / stride % kShortSources, p = v / stride / kShortSources;
-      const T* row = static_cast<const T*>(args.basis[p]) + b * args.batch_stride[p];
-      u[v] = d < dim && band + i < end ? widen(row[(band + i) * args.node_stride[p] + d]) : Acc(0);
+      u[v] = d < dim && band + i < end ? widen(args.basis_row<T>(p, b, band + i)[d]) : Acc(0);
     }
     __syncthreads();
     for (int i = 0; i < kShortSources && band + i < end; i += kShortAtOnce) {

@@ -94,19 +94,9 @@ Status compute(const PairwiseCostParams& params, int device, cudaStream_t stream
   const CostPlan plan = plan_for<T, P, kWeighted>(params, device);
   if (params.workspace_bytes < bytes_of(plan, params)) return kWorkspaceTooSmall;
   CostArgs args{};
-  args.batch = params.batch;
-  args.nodes = params.nodes;
-  args.dim = params.dim;
+  take_rows(params, args);
   args.aligned = rows_aligned(params.target, sizeof(T));
-  for (int p = 0; p < P; ++p) {
-    args.basis[p] = params.basis[p].data;
-    args.batch_stride[p] = params.basis[p].batch_stride;
-    args.node_stride[p] = params.basis[p].node_stride;
-    args.aligned = args.aligned && rows_aligned(params.basis[p], sizeof(T));
-  }
-  args.target = params.target.data;
-  args.target_batch_stride = params.target.batch_stride;
-  args.target_node_stride = params.target.node_stride;
+  for (int p = 0; p < P; ++p) args.aligned = args.aligned && rows_aligned(params.basis[p], sizeof(T));
   args.coefficients = params.coefficients;
   args.coefficient_stride = params.coefficient_stride;
   args.weight = params.weight;
