@@ -20,7 +20,7 @@ using TileFor = std::conditional_t<
     sizeof(T) == 8, DoubleTile,
     std::conditional_t<kWeighted, SmallTile, std::conditional_t<sizeof(T) == 4 && P <= 2, LargeTile, MediumTile>>>;
 
-constexpr int64_t kMostChunks = 256;  // 1024 numbers a lane
+constexpr int64_t kMostChunks = 64;  // 256 numbers a lane
 constexpr int64_t kBlockCost = 5;     // chunks
 
 struct CostPlan {
