@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,8 @@ def test_links_lead_somewhere() -> None:
 def test_pictures_are_small() -> None:
     for path in (ROOT / "docs" / "images").glob("*.png"):
         assert path.stat().st_size < 300_000, path.name
+
+
+def test_the_numbers_are_those_of_the_result_files() -> None:
+    tables = runpy.run_path(str(ROOT / "benchmarks" / "readme_tables.py"))
+    assert tables["block"]() in README.read_text(encoding="utf-8")
