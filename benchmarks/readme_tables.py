@@ -55,12 +55,12 @@ def kernels() -> str:
     table = "\n".join(f"| {line} |" for line in lines)
     behind = f"At {', '.join(slower)} a peer is still faster. " if slower else ""
     return (
-        "Milliseconds for one stage of a joint Euler search in fp32 (costs of all steps i -> j, the minimum, the winners' "
-        "states):\nB samples, N teacher steps, D numbers a sample; medians of at least 20 runs. The floor is the larger of "
-        "the bytes at the\ncopy rate measured in the same run and the fp32 instructions at the highest clock. loop: the "
-        "published loop over sources,\nbatched over samples; bmm: the squared distance multiplied out into matrix "
-        "products, which loses small costs to\ncancellation. "
-        f"{behind}\n({source('kernels', result)}.)\n\n{table}"
+        "Milliseconds for one stage of a joint Euler search in fp32 (costs of all steps i -> j, the minimum, the "
+        "winners'\nstates): B samples, N teacher steps, D numbers a sample; medians of at least 20 runs. The floor is "
+        "the larger of the\nbytes at the copy rate measured in the same run and the fp32 instructions at the highest "
+        "clock. loop: the published\nloop over sources, batched over samples; bmm: the squared distance multiplied out "
+        f"into matrix products, which loses small\ncosts to cancellation. {behind}\n({source('kernels', result)}.)"
+        f"\n\n{table}"
     )
 
 
