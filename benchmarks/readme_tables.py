@@ -33,7 +33,7 @@ def schedules() -> str:
     table = "\n".join(f"| {line} |" for line in lines)
     return (
         f"{result['heldout']} held-out noises, a teacher of {result['teacher_steps']} uniform Euler steps, schedules "
-        f"searched on {result['samples']} other noises.\nEach entry: PSNR of the squared error averaged over all noises "
+        f"searched on {result['samples']} others.\nEach entry: PSNR of the squared error averaged over all noises "
         "(in brackets its gain over the uniform\n`flow` schedule with the same solver) / mean over the noises of each "
         f"one's own PSNR, in dB.\n({source('schedules', result)}.)\n\n{table}"
     )
