@@ -32,14 +32,15 @@ def replay(
     batch, shape = noise.shape[0], noise.shape[1:]
     path = t[nodes]
     state = noise.flatten(1) * float(path[0])
-    outputs: list[Tensor] = []
+    earlier: list[Tensor] = []
     for step, weights in enumerate(solvers.along(solver, path).tolist()):
         if step == 0 and reuse_first:
             output = teacher.first_velocity
         else:
             output = (yield state.reshape(batch, 1, *shape), nodes[step : step + 1]).flatten(1)
-        outputs = [output, *outputs[: solver.history]]
-        state = sum((u * w for u, w in zip(outputs, weights[1:], strict=False)), start=state * weights[0])
+        terms = zip([output, *earlier], weights[1:], strict=False)
+        earlier = [solvers.carried(solver.carries, state, output, float(path[step])), *earlier][: solver.history]
+        state = sum((u * w for u, w in terms), start=state * weights[0])
     return state
 
 

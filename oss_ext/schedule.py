@@ -16,7 +16,7 @@ from oss_ext.evaluate import default_batch_size, evaluate, state_dtype
 from oss_ext.models import Denoiser
 from oss_ext.progress import Counter, ProgressCallback, check_progress
 from oss_ext.provenance import Provenance
-from oss_ext.validate import check_cond, check_model, check_noise, whole_number
+from oss_ext.validate import check_cond, check_model, check_noise, choice, whole_number
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -24,9 +24,10 @@ class Schedule:
     """k steps of a linear multistep sampler. All tensors are on the CPU; equality is identity.
 
     t: float64 [k + 1], flow times, descending, the last 0: what `sample` runs on, whatever the model family.
-    coefficients: float64 [k, P], P >= 2: what step n applies to [state, output, earlier outputs, newest first]; 0 where
-        the path is younger than its solver's history.
+    coefficients: float64 [k, P], P >= 2: what step n applies to [state, velocity, earlier predictions, newest first]; 0
+        where the path is younger than its solver's history.
     solver: the name of the solver that the coefficients came from.
+    carries: which prediction of earlier nodes the coefficients apply to: "velocity", "x0" or "epsilon".
     nodes: int64 [k + 1], ascending: which nodes of the teacher's grid; None for a schedule that was not searched.
     sigmas: float64 [k + 1], the model family's noise levels. timesteps: float64 [k], what the network is fed.
     parameterization: the model family: "flow", "edm", "epsilon", "v_param", "x0".
@@ -40,6 +41,7 @@ class Schedule:
     parameterization: str = "flow"
     nodes: Tensor | None = None
     provenance: Provenance = field(default_factory=Provenance)
+    carries: solvers.Carries = "velocity"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "t", grids.check(self.t, name="t"))
@@ -54,6 +56,7 @@ class Schedule:
             raise ValueError(f"sigmas: got shape {list(self.sigmas.shape)}, wanted [{steps + 1}]")
         if self.timesteps.shape != (steps,):
             raise ValueError(f"timesteps: got shape {list(self.timesteps.shape)}, wanted [{steps}]")
+        choice("carries", self.carries, solvers.CARRIES)
         if self.nodes is not None:
             object.__setattr__(self, "nodes", _nodes(self.nodes, steps))
 
@@ -79,7 +82,17 @@ class Schedule:
         scheme = solvers.get(solver)
         if model is None:
             t = grids.check(t, name="t")
-            return cls(t, solvers.along(scheme, t), scheme.name, t, t[:-1], "flow", nodes, provenance or Provenance())
+            return cls(
+                t,
+                solvers.along(scheme, t),
+                scheme.name,
+                t,
+                t[:-1],
+                "flow",
+                nodes,
+                provenance or Provenance(),
+                scheme.carries,
+            )
         check_model(model)
         t = grids.check(t, t_max=model.t_max, t_min=model.t_min, name="t")
         return cls(
@@ -91,6 +104,7 @@ class Schedule:
             model.parameterization,
             nodes,
             provenance or Provenance(model=model.describe()),
+            scheme.carries,
         )
 
     @overload
@@ -150,7 +164,7 @@ class Schedule:
         grids.check(self.t, t_max=model.t_max, t_min=model.t_min, name="t of the schedule")
 
         state = noise.to(state_dtype(noise.dtype)) * float(self.t[0])
-        outputs: deque[Tensor] = deque(maxlen=self.coefficients.shape[1] - 1)
+        earlier: deque[Tensor] = deque(maxlen=self.coefficients.shape[1] - 2)
         trajectory = [state]
         with Counter(self.steps * len(noise), progress, "sampling") as counter:
             for step, weights in enumerate(self.coefficients.tolist()):
@@ -164,8 +178,10 @@ class Schedule:
                     labels=[step],
                     tick=counter.add,
                 )
-                outputs.appendleft(output.squeeze(1))
-                state = sum((u * w for u, w in zip(outputs, weights[1:], strict=False)), start=state * weights[0])
+                velocity = output.squeeze(1)
+                terms = list(zip([velocity, *earlier], weights[1:], strict=False))
+                earlier.appendleft(solvers.carried(self.carries, state, velocity, float(self.t[step])))
+                state = sum((u * w for u, w in terms), start=state * weights[0])
                 if return_trajectory:
                     trajectory.append(state)
         x0 = state.to(noise.dtype)
@@ -179,6 +195,7 @@ class Schedule:
                 steps=self.steps,
                 parameterization=self.parameterization,
                 solver=self.solver,
+                carries=self.carries,
                 t=self.t.tolist(),
                 nodes=None if self.nodes is None else self.nodes.tolist(),
                 sigmas=self.sigmas.tolist(),
@@ -196,6 +213,7 @@ class Schedule:
             t=_float64(content.t),
             coefficients=_float64(content.coefficients),
             solver=content.solver,
+            carries=content.carries,
             sigmas=_float64(content.sigmas),
             timesteps=_float64(content.timesteps),
             parameterization=content.parameterization,

@@ -30,6 +30,7 @@ class ScheduleFile(BaseModel):
     steps: int = Field(ge=1)
     parameterization: str
     solver: str
+    carries: Literal["velocity", "x0", "epsilon"] = "velocity"  # files of before it was recorded lack it
     t: list[FlowTime] = Field(min_length=2)
     nodes: list[Annotated[int, Field(ge=0)]] | None
     sigmas: list[float]

@@ -52,6 +52,7 @@ def run_stages(
     times = t.to(noise.device)
     states = noise.flatten(1).unsqueeze(1) * times.to(noise.dtype)[:, None] if free else teacher.states
     output = torch.empty_like(teacher.states)
+    # What the solver carries of the earlier nodes of each node's path, newest first.
     past_outputs: list[Tensor] = [torch.zeros_like(teacher.states) for _ in range(solver.history)]
     # Times of the evaluations that made each node's history; a sample of its own where the backpointers are its own.
     past_times = torch.full((last + 1, solver.history), torch.nan, dtype=torch.float64, device=noise.device)
@@ -72,12 +73,13 @@ def run_stages(
         stages.append(
             Stage(won.values.cpu(), won.backpointers.cpu(), won.cost.double().cpu(), won.states[:, last].clone())
         )
-        states = won.states
         if solver.history and budget < steps:
             source = won.backpointers.clamp(min=0).long()
-            past_outputs = [_rows(vectors, source) for vectors in [output, *past_outputs[:-1]]]
+            kept = solvers.carried(solver.carries, states, output, times.to(noise.dtype)[:, None])
+            past_outputs = [_rows(vectors, source) for vectors in [kept, *past_outputs[:-1]]]
             now = times.expand(source.shape)
             past_times = torch.cat([now.gather(-1, source)[..., None], _rows(past_times, source)[..., :-1]], -1)
+        states = won.states
     return stages
 
 

@@ -1,30 +1,166 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from helpers.analytic import ddpm_table, gaussian, gaussian_path, mixture, normal
 
 from oss_ext import grids, solvers
-from oss_ext.models import EpsilonModel
+from oss_ext.models import EpsilonModel, FlowModel
 from oss_ext.schedule import Schedule
+from oss_ext.search import dp_search
 
 
-@pytest.mark.parametrize("grid", ["flow", "flow:shift=3"])
+def run(name, model, t, states):
+    """The solver's state at t[-1], float64 [B, ...]; exact `states` at the nodes that make a full history."""
+    solver = solvers.get(name)
+    state, earlier = states[0], []
+    for n, weights in enumerate(solvers.along(solver, t).tolist()):
+        velocity = model.velocity(state, t[n].expand(len(state)))
+        basis = [state, velocity, *earlier]
+        earlier = [solvers.carried(solver.carries, state, velocity, float(t[n])), *earlier][: solver.history]
+        state = sum(u * w for u, w in zip(basis, weights, strict=False))
+        if n + 1 < len(states):
+            state = states[n + 1]
+    return state
+
+
+def spaced(steps, spacing):
+    """Flow times [steps + 1], equally spaced in lambda from 0.9 to 0.1, or in sigma from 0.75 to 0.5."""
+    if spacing == "sigma":
+        sigma = torch.linspace(3, 1, steps + 1, dtype=torch.float64)
+        return sigma / (1 + sigma)
+    return torch.sigmoid(-torch.linspace(-math.log(9), math.log(9), steps + 1, dtype=torch.float64))
+
+
+def fine_path(model, states, t, steps):
+    """States [len(t)] from `states` at t[0], by Runge-Kutta of order 4 with `steps` steps between nodes."""
+    path = [states]
+    for low, high in itertools.pairwise(t.tolist()):
+        h, x = (high - low) / steps, path[-1]
+        for n in range(steps):
+            now = low + n * h
+            v = [model.velocity(x, torch.full((len(x),), now, dtype=torch.float64))]
+            for part in (h / 2, h / 2, h):
+                v.append(model.velocity(x + part * v[-1], torch.full((len(x),), now + part, dtype=torch.float64)))
+            x = x + h / 6 * (v[0] + 2 * v[1] + 2 * v[2] + v[3])
+        path.append(x)
+    return path
+
+
 @pytest.mark.parametrize("name", solvers.names())
-def test_order_is_the_slope_of_the_error(name, grid, record_property):
+def test_order_is_the_slope_of_the_error(name, record_property):
+    """On one Gaussian, whose path is known. A start of order 1 alone would leave an error of order 2."""
     distribution, noise = gaussian(std=0.7), normal(16, 3)
-    exact = gaussian_path(distribution, noise, 0.0)
     errors = []
-    for steps in (40, 80, 160, 320):
-        x0 = Schedule.from_grid(grids.make(grid, steps), name).sample(distribution.flow(), noise)
-        errors.append(float((x0 - exact).abs().max()))
+    for steps in (160, 320, 640):
+        t = spaced(steps, "sigma" if name == "ipndm_3" else "lambda")
+        exact = [gaussian_path(distribution, noise, float(time)) for time in t[:3]]
+        error = run(name, distribution.flow(), t, exact) - gaussian_path(distribution, noise, float(t[-1]))
+        errors.append(float(error.abs().max()))
     slopes = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
     record_property("slopes", slopes)
-    order = solvers.get(name).order
-    assert abs(slopes[-1] - order) < 0.1, (errors, slopes)
+    print(name, [f"{error:.2e}" for error in errors], [f"{slope:.2f}" for slope in slopes])
+    assert abs(slopes[-1] - solvers.get(name).order) < 0.1, (errors, slopes)
+
+
+@pytest.mark.parametrize("name", solvers.names())
+def test_order_on_a_mixture(name, record_property):
+    distribution, errors = mixture(std=0.5, components=3), []
+    model, start = distribution.flow(), normal(8, 4)
+    spacing = "sigma" if name == "ipndm_3" else "lambda"
+    end = fine_path(model, start, spaced(1, spacing), steps=400)[-1]
+    for steps in (80, 160):
+        t = spaced(steps, spacing)
+        error = run(name, model, t, fine_path(model, start, t[:3], steps=20)) - end
+        errors.append(float(error.square().mean().sqrt()))
+    slopes = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
+    record_property("slopes", slopes)
+    print(name, [f"{error:.2e}" for error in errors], [f"{slope:.2f}" for slope in slopes])
+    assert abs(slopes[-1] - solvers.get(name).order) < 0.25, (errors, slopes)
+
+
+@pytest.mark.parametrize("name", ["ipndm_3", "dpmpp_3m"])
+def test_three_steps_of_history_and_yet_order_2(name):
+    distribution, noise = gaussian(std=0.7), normal(16, 3)
+    errors = []
+    for steps in (160, 320):
+        t = spaced(steps, "lambda")
+        exact = [gaussian_path(distribution, noise, float(time)) for time in t[:3]]
+        error = run(name, distribution.flow(), t, exact) - gaussian_path(distribution, noise, float(t[-1]))
+        errors.append(float(error.abs().max()))
+    assert abs(math.log2(errors[0] / errors[1]) - 2) < 0.1, errors
+
+
+def test_unip_of_order_2_is_dpmpp_2m():
+    t = grids.make("flow:shift=3", 12)
+    torch.testing.assert_close(
+        solvers.along(solvers.get("unip_2"), t), solvers.along(solvers.get("dpmpp_2m"), t), rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("name", solvers.names())
+def test_predictions_that_do_not_change_are_integrated_exactly(name):
+    """Constant v (ab), x0 or epsilon: x_t = (1 - t) x0 + t eps with both fixed solves all three. To t = 0 as well."""
+    x0, eps, solver = normal(4, 3, seed=1), normal(4, 3, seed=2), solvers.get(name)
+    schedule = Schedule.from_grid(grids.make("flow:shift=2", 7), solver)
+    _, path = schedule.sample(FlowModel(lambda x, t: eps - x0), eps, return_trajectory=True)
+    t = schedule.t[:, None]
+    torch.testing.assert_close(path, (1 - t) * x0[:, None] + t * eps[:, None], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", solvers.names())
+def test_a_path_younger_than_the_history_gets_lower_order(name):
+    solver, t = solvers.get(name), torch.tensor([0.9, 0.7, 0.4, 0.2], dtype=torch.float64)
+    table = solvers.along(solver, t)
+    assert bool(torch.isfinite(table).all()) and table.shape == (3, 2 + solver.history)
+    torch.testing.assert_close(table[0, :2], torch.tensor([1, -0.2], dtype=torch.float64))
+    assert not table[0, 2:].any() and not table[1, 3:].any()
+    assert bool((table[2, 2:] != 0).all())
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_3m", "unip_2", "unip_3", "unipc_2", "deis_2", "deis_3"])
+def test_the_step_to_0_returns_the_x0_prediction(name):
+    table = solvers.along(solvers.get(name), torch.tensor([0.9, 0.7, 0.4, 0.2, 0.0], dtype=torch.float64))
+    assert table[-1, 0] == 1 and float(table[-1, 1]) == pytest.approx(-0.2) and not table[-1, 2:].any()
+
+
+def test_short_steps_do_not_cancel():
+    """Grids a thousand times finer than any in use: exact integrals tend to Adams-Bashforth's weights."""
+    lambdas = torch.linspace(0.3, 0.3 + 3e-6, 4, dtype=torch.float64)
+    for name in ("unip_3", "deis_3"):
+        share = solvers.get(name).shares(list(torch.sigmoid(-lambdas[:3]).flip(0)), torch.sigmoid(-lambdas[3]))
+        wanted = torch.tensor([23 / 12, -16 / 12, 5 / 12], dtype=torch.float64)
+        torch.testing.assert_close(torch.stack(share), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", solvers.names())
+def test_files_keep_what_is_carried(name, tmp_path):
+    model, noise = mixture().flow(), normal(3, 4)
+    schedule = dp_search(model, noise, 4, teacher_steps=12, solver=name).schedule
+    assert schedule.carries == solvers.get(name).carries
+    schedule.save(tmp_path / "s.json")
+    again = Schedule.load(tmp_path / "s.json")
+    assert again.carries == schedule.carries
+    assert torch.equal(again.sample(model, noise), schedule.sample(model, noise))
+
+
+def test_a_file_that_does_not_say_what_is_carried_means_velocities(tmp_path):
+    path = tmp_path / "s.json"
+    Schedule.from_grid(grids.make("flow", 4), "ab2").save(path)
+    content = json.loads(path.read_text())
+    assert content.pop("carries") == "velocity"
+    path.write_text(json.dumps(content))
+    assert Schedule.load(path).carries == "velocity"
+    path.write_text(json.dumps({**content, "carries": "noise"}))
+    with pytest.raises(ValueError, match=r"s\.json: carries: "):
+        Schedule.load(path)
+    with pytest.raises(ValueError, match="carries: got 'noise', wanted one of velocity, x0, epsilon"):
+        replace(Schedule.from_grid(grids.make("flow", 4)), carries="noise")
 
 
 def test_hand_written_coefficients():
@@ -41,8 +177,8 @@ def test_hand_written_coefficients():
 @pytest.mark.parametrize("name", solvers.names())
 def test_coefficients_broadcast_over_leading_dimensions(name):
     solver = solvers.get(name)
-    t = torch.linspace(1, 0, 6, dtype=torch.float64)
-    history = torch.stack([t, *[t + 0.1 * (age + 1) for age in range(solver.history)]], -1)
+    t = torch.linspace(0.8, 0.3, 6, dtype=torch.float64)
+    history = torch.stack([t, *[t + 0.05 * (age + 1) for age in range(solver.history)]], -1)
     table = solver.coefficients(history[:, None, :], t)
     assert table.shape == (6, 6, 2 + solver.history) and table.dtype == torch.float64
     assert torch.equal(table[2, 4], solver.coefficients(history[2], t[4]))
@@ -66,7 +202,7 @@ def test_an_euler_step_is_a_ddim_step():
 
 def test_get():
     class Own:
-        name, order, history = "own", 1, 0
+        name, order, history, carries = "own", 1, 0, "velocity"
 
         def coefficients(self, t_history, t_next):
             raise AssertionError("not called here")
@@ -80,4 +216,7 @@ def test_get():
             solvers.get(wrong)
     own.history = 7
     with pytest.raises(ValueError, match="history 7"):
+        solvers.get(own)
+    own.history, own.carries = 1, "noise"
+    with pytest.raises(ValueError, match="'own' that carries 'noise', wanted one of velocity, x0, epsilon"):
         solvers.get(own)
