@@ -75,7 +75,8 @@ class SearchResult:
                 ]
             else:
                 score = "replayed_cost" if found.share == "median" else "cost"
-                schedules[budget] = _schedule(found, path, model, {**common, score: float(cost.mean())})
+                own = found.coefficients[budget - 1] if found.coefficients else None
+                schedules[budget] = _schedule(found, path, model, {**common, score: float(cost.mean())}, own)
         budgets = range(1, len(found.paths) + 1)
         return cls(
             schedules=schedules,
@@ -101,5 +102,14 @@ class SearchResult:
         )
 
 
-def _schedule(found: Found, nodes: Tensor, model: Denoiser, origin: dict[str, Any]) -> Schedule:
-    return Schedule.from_grid(found.t[nodes], found.solver, model, nodes=nodes, provenance=Provenance(**origin))
+def _schedule(
+    found: Found, nodes: Tensor, model: Denoiser, origin: dict[str, Any], coefficients: Tensor | None = None
+) -> Schedule:
+    return Schedule.from_grid(
+        found.t[nodes],
+        found.solver,
+        model,
+        nodes=nodes,
+        coefficients=coefficients,
+        provenance=Provenance(**origin),
+    )

@@ -73,10 +73,12 @@ class Schedule:
         model: Denoiser | None = None,
         *,
         nodes: Tensor | None = None,
+        coefficients: Tensor | None = None,
         provenance: Provenance | None = None,
     ) -> Schedule:
         """The schedule of `solver` along the flow times `t`, a floating [k + 1] as from `grids.make`.
 
+        coefficients: [k, P], instead of those of the solver's formula; "fitted" has none and wants them.
         model: whose terms `sigmas` and `timesteps` are in, whose range `t` is checked against; None: a flow model's.
         """
         scheme = solvers.get(solver)
@@ -84,7 +86,7 @@ class Schedule:
             t = grids.check(t, name="t")
             return cls(
                 t,
-                solvers.along(scheme, t),
+                solvers.along(scheme, t) if coefficients is None else coefficients,
                 scheme.name,
                 t,
                 t[:-1],
@@ -97,7 +99,7 @@ class Schedule:
         t = grids.check(t, t_max=model.t_max, t_min=model.t_min, name="t")
         return cls(
             t,
-            solvers.along(scheme, t),
+            solvers.along(scheme, t) if coefficients is None else coefficients,
             scheme.name,
             model.sigmas(t),
             model.timesteps(t[:-1]),

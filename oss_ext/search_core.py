@@ -35,6 +35,7 @@ class Found:
     costs: K tensors float64 [B] on the CPU: mean squared distance to the teacher at the clean node along `paths`.
     endpoints: K tensors [B, *shape], the states there; teacher: [B, *shape], the teacher's. In the states' dtype.
     nfe: network evaluations a sample: "teacher", "search", "replay", "total".
+    coefficients: K tensors float64 [k, P] on the CPU, of the steps of `paths`; None where a formula gives them.
     """
 
     t: Tensor
@@ -48,6 +49,7 @@ class Found:
     endpoints: list[Tensor]
     teacher: Tensor
     nfe: dict[str, int]
+    coefficients: list[Tensor] | None = None
 
 
 Core: TypeAlias = Generator[Ask, Tensor, Found]
@@ -89,6 +91,8 @@ def dp_core(
     scheme = solvers.get(solver)
     choice("share", share, SHARES)
     choice("start", start, STARTS)
+    if isinstance(scheme, solvers.Fitted) and share != "joint":
+        raise ValueError(f"share: got {share!r} with fitted coefficients, which all samples share, wanted 'joint'")
     return _checked(_run(noise.to(state_dtype(noise.dtype)), t, steps, scheme, share, start))
 
 
@@ -119,13 +123,15 @@ def _run(noise: Tensor, t: Tensor, steps: int, solver: solvers.Solver, share: st
     teacher = yield from integrate(noise, t)
     stages = yield from run_stages(noise, t, steps, solver, teacher, joint=joint, free=free)
     shape = noise.shape
+    paths = [_walk(stages[:budget]) for budget in range(1, steps + 1)]
     values = torch.stack([stage.values for stage in stages])
     found = Found(
         t=t,
         solver=solver,
         share=share,
         start=start,
-        paths=[_walk(stages[:budget]) for budget in range(1, steps + 1)],
+        paths=paths,
+        coefficients=[_along(stages, path) for path in paths] if isinstance(solver, solvers.Fitted) else None,
         values=values / shape[0] if joint else values,
         backpointers=torch.stack([stage.backpointers for stage in stages]),
         costs=[stage.cost for stage in stages],
@@ -147,6 +153,15 @@ def _walk(stages: list[Stage]) -> Tensor:
         node = pointer.gather(-1, node)
         path.append(node)
     return torch.cat(path[::-1], -1)
+
+
+def _along(stages: list[Stage], path: Tensor) -> Tensor:
+    """float64 [k, P]: the fitted coefficients of the steps of a joint path [k + 1]."""
+    rows = []
+    for stage, node in zip(stages, path[1:].tolist(), strict=False):
+        assert stage.coefficients is not None
+        rows.append(stage.coefficients[node])
+    return torch.stack(rows)
 
 
 def _medians(noise: Tensor, teacher: Teacher, found: Found) -> Core:

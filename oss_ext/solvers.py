@@ -20,6 +20,7 @@ A node at t = 1 has sigma = inf: in formulae that interpolate over sigma or lamb
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -311,6 +312,29 @@ def _phi(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return one, two, three
 
 
+@dataclass
+class Fitted:
+    """Every step's coefficients are the search's own: ridge least squares of the teacher's state at the step's end on
+    the node's basis, over the samples of a joint search (`fitting.least_squares`). They are kept in the schedule.
+
+    history: how many earlier velocities a step uses, 0 to 2. ridge: >= 0, without units; how strongly coefficients are
+    held near those of Adams-Bashforth of order min(history, 1) + 1: few samples want more of it.
+    """
+
+    history: int = 2
+    ridge: float = 1e-3
+    name: str = field(default="fitted", init=False)
+    order: int = field(default=1, init=False)  # of the worst start; a fit has no order of its own
+    carries: Carries = field(default="velocity", init=False)
+
+    def coefficients(self, t_history: Tensor, t_next: Tensor) -> Tensor:
+        """What the fit is held near: Euler's or two-step Adams-Bashforth's coefficients, 0 for what is older."""
+        near = AdamsBashforth(2) if self.history else Euler()
+        known = near.coefficients(t_history[..., : 1 + near.history], t_next)
+        older = known.new_zeros(*known.shape[:-1], self.history - near.history)
+        return torch.cat([known, older], -1)
+
+
 _SOLVERS: dict[str, Solver] = {
     solver.name: solver
     for solver in (
@@ -327,6 +351,7 @@ _SOLVERS: dict[str, Solver] = {
         Ipndm(2),
         Ipndm(3),
         LinearMultistep(),
+        Fitted(),
     )
 }
 
@@ -334,6 +359,11 @@ _SOLVERS: dict[str, Solver] = {
 def names() -> list[str]:
     """The names that `get` knows."""
     return list(_SOLVERS)
+
+
+def formulas() -> list[str]:
+    """Those of `names` whose coefficients follow from the flow times alone: all but "fitted"."""
+    return [name for name, solver in _SOLVERS.items() if not isinstance(solver, Fitted)]
 
 
 def get(solver: str | Solver) -> Solver:
@@ -346,6 +376,8 @@ def get(solver: str | Solver) -> Solver:
         raise TypeError(f"solver: got {solver!r}, wanted one of {', '.join(names())}, or a Solver instance")
     if isinstance(solver.history, bool) or not isinstance(solver.history, int) or not 0 <= solver.history <= 2:
         raise ValueError(f"solver: got {solver.name!r} with history {solver.history!r}, wanted 0, 1 or 2")
+    if isinstance(solver, Fitted) and not solver.ridge >= 0:
+        raise ValueError(f"solver: got a ridge of {solver.ridge}, wanted a number >= 0")
     if solver.carries not in CARRIES:
         raise ValueError(
             f"solver: got {solver.name!r} that carries {solver.carries!r}, wanted one of {', '.join(CARRIES)}"
@@ -354,7 +386,12 @@ def get(solver: str | Solver) -> Solver:
 
 
 def along(solver: Solver, t: Tensor) -> Tensor:
-    """float64 [k, 2 + history]: the coefficients of each step along the path t, float64 [k + 1]."""
+    """float64 [k, 2 + history]: the coefficients of each step along the path t, float64 [k + 1].
+
+    Raises ValueError for `Fitted`, whose coefficients only a search knows.
+    """
+    if isinstance(solver, Fitted):
+        raise ValueError(f"solver: got {solver.name!r}, whose coefficients come from a search, wanted a formula")
     rows = [torch.arange(len(t) - 1) - age for age in range(1 + solver.history)]
     past = torch.stack([torch.where(row >= 0, t[row.clamp(min=0)], torch.nan) for row in rows], -1)
     return solver.coefficients(past, t[1:])

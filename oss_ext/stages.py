@@ -7,12 +7,13 @@ back gives the very path that was scored.
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from oss_ext import kernels, solvers
+from oss_ext.fitting import least_squares
 from oss_ext.teacher import Ask, Teacher
 
 _CHUNK = 2**23  # coefficients held at once where every sample has its own
@@ -24,12 +25,14 @@ class Stage:
 
     values: float64 [N + 1] (joint: summed over the samples) or [B, N + 1]. backpointers: int32, alike. On the CPU.
     cost: float64 [B] on the CPU, of the best candidate at the clean node. endpoint: [B, D], that candidate.
+    coefficients: float64 [N + 1, P] on the CPU, of the best step into each node, where the solver is fitted; else None.
     """
 
     values: Tensor
     backpointers: Tensor
     cost: Tensor
     endpoint: Tensor
+    coefficients: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class _Winners:
     backpointers: Tensor
     states: Tensor
     cost: Tensor
+    coefficients: Tensor | None = None
 
 
 def run_stages(
@@ -71,7 +75,13 @@ def run_stages(
         won = _winners(basis, times, past_times, teacher.states, solver, sources, joint)
         _check_reached(won.backpointers, budget)
         stages.append(
-            Stage(won.values.cpu(), won.backpointers.cpu(), won.cost.double().cpu(), won.states[:, last].clone())
+            Stage(
+                won.values.cpu(),
+                won.backpointers.cpu(),
+                won.cost.double().cpu(),
+                won.states[:, last].clone(),
+                won.coefficients,
+            )
         )
         if solver.history and budget < steps:
             source = won.backpointers.clamp(min=0).long()
@@ -111,11 +121,17 @@ def _winners(
         past = past_times[low : low + rows] if own else past_times
         history = torch.cat([times.expand(past.shape[:-1])[..., None], past], -1)
         coefficients = solver.coefficients(history.unsqueeze(-2), times)
+        if isinstance(solver, solvers.Fitted):
+            coefficients = _fit(piece, target, coefficients, sources, solver.ridge)
         cost = kernels.pairwise_cost(piece, coefficients, target[low : low + rows], sources=sources)
         values, backpointers = kernels.min_reduce(cost, joint=joint)
         states = kernels.advance(piece, coefficients, backpointers)
         final = backpointers[..., -1].clamp(min=0).long().expand(len(cost))
         parts.append(_Winners(values, backpointers, states, cost[:, :, -1].gather(1, final[:, None])[:, 0]))
+    if isinstance(solver, solvers.Fitted):
+        source = parts[0].backpointers.clamp(min=0).long()
+        best = coefficients[source, torch.arange(count, device=source.device)]
+        return replace(parts[0], coefficients=best.cpu())
     if len(parts) == 1:
         return parts[0]
     return _Winners(
@@ -124,6 +140,20 @@ def _winners(
         torch.cat([part.states for part in parts]),
         torch.cat([part.cost for part in parts]),
     )
+
+
+def _fit(basis: list[Tensor], target: Tensor, near: Tensor, sources: tuple[int, int], ridge: float) -> Tensor:
+    """float64 [M, M, P] of every step, over all samples; the moments of a few samples at a time."""
+    batch, count = basis[0].shape[:2]
+    rows = max(1, _CHUNK // (count * count * len(basis)))
+    gram = torch.zeros(count, len(basis), len(basis), dtype=torch.float64)
+    moment = torch.zeros(count, count, len(basis), dtype=torch.float64)
+    for low in range(0, batch, rows):
+        part = slice(low, low + rows)
+        products, moments = kernels.gram([vectors[part] for vectors in basis], target[part], sources=sources)
+        gram += products.sum(0).cpu()
+        moment += moments.sum(0).cpu()
+    return least_squares(gram, moment, near.cpu(), ridge=ridge).to(target.device)
 
 
 def _check_reached(backpointers: Tensor, budget: int) -> None:

@@ -15,6 +15,10 @@ settings.register_profile("ci", parent=settings.get_profile("default"), derandom
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
+# The tests' tensors are small: two pools of threads on two cores only get in each other's way.
+torch.set_num_threads(1)
+
+
 def cuda_missing() -> str | None:
     """Why CUDA tests cannot run here, or None."""
     if not oss_ext.build_info()["cuda"]:

@@ -11,10 +11,10 @@ import oss_ext
 
 GROUPS = [
     {"_C"},
-    {"build", "validate", "progress", "provenance", "models", "files"},
+    {"build", "validate", "progress", "provenance", "models", "files", "fitting"},
     {"kernels", "grids", "solvers", "evaluate", "schedule_file"},
     {"schedule", "teacher"},
-    {"median", "stages", "fitting", "costs", "calibration", "zoo"},
+    {"median", "stages", "costs", "calibration", "zoo"},
     {"search_core"},
     {"result"},
     {"search", "baselines", "metrics"},

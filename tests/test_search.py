@@ -35,7 +35,7 @@ def as_velocity(model):
 
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("share", SHARES)
-@pytest.mark.parametrize("solver", solvers.names())
+@pytest.mark.parametrize("solver", solvers.formulas())
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_replay_reproduces_scored_state_and_cost(solver, share, start, dtype, tolerance):
     model, noise = mixture(1).flow(), normal(6, 4, dtype=dtype)
@@ -134,7 +134,7 @@ def test_gap_to_brute_force_per_sample(record_property):
 
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("share", SHARES)
-@pytest.mark.parametrize("solver", solvers.names())
+@pytest.mark.parametrize("solver", solvers.formulas())
 def test_budgets_of_one_run_equal_separate_runs(solver, share, start):
     model, noise = mixture(2).flow(), normal(3, 4)
     settings = {"teacher_steps": 20, "solver": solver, "share": share, "start": start}
@@ -145,7 +145,7 @@ def test_budgets_of_one_run_equal_separate_runs(solver, share, start):
         assert torch.equal(alone.costs[budget], together.costs[budget])
 
 
-@pytest.mark.parametrize("solver", solvers.names())
+@pytest.mark.parametrize("solver", solvers.formulas())
 @pytest.mark.parametrize("start", STARTS)
 def test_one_sample_is_the_same_shared_or_not(solver, start):
     model, noise = mixture(2).flow(), normal(1, 4, seed=5)
@@ -160,7 +160,7 @@ def test_one_sample_is_the_same_shared_or_not(solver, start):
     assert torch.equal(joint.values, own.values[:, 0])
 
 
-@pytest.mark.parametrize("solver", solvers.names())
+@pytest.mark.parametrize("solver", solvers.formulas())
 def test_batched_equals_one_by_one(solver):
     model, noise = mixture(4).flow(), normal(5, 4)
     cond = {"shift": normal(5, 4, seed=8) * 0.1}
@@ -325,7 +325,7 @@ def test_gradients_are_neither_needed_nor_kept():
 
 
 @pytest.mark.parametrize("share", SHARES)
-@pytest.mark.parametrize("solver", solvers.names())
+@pytest.mark.parametrize("solver", solvers.formulas())
 def test_devices_agree_in_every_backpointer(device, solver, share):
     """On a GPU: against the CPU. (On the CPU: two runs of the same search.)"""
     model, noise = mixture(5).flow(), normal(6, 4)

@@ -52,7 +52,7 @@ def fine_path(model, states, t, steps):
     return path
 
 
-@pytest.mark.parametrize("name", solvers.names())
+@pytest.mark.parametrize("name", solvers.formulas())
 def test_order_is_the_slope_of_the_error(name, record_property):
     """On one Gaussian, whose path is known. A start of order 1 alone would leave an error of order 2."""
     distribution, noise = gaussian(std=0.7), normal(16, 3)
@@ -68,7 +68,7 @@ def test_order_is_the_slope_of_the_error(name, record_property):
     assert abs(slopes[-1] - solvers.get(name).order) < 0.1, (errors, slopes)
 
 
-@pytest.mark.parametrize("name", solvers.names())
+@pytest.mark.parametrize("name", solvers.formulas())
 def test_order_on_a_mixture(name, record_property):
     distribution, errors = mixture(std=0.5, components=3), []
     model, start = distribution.flow(), normal(8, 4)
@@ -103,7 +103,7 @@ def test_unip_of_order_2_is_dpmpp_2m():
     )
 
 
-@pytest.mark.parametrize("name", solvers.names())
+@pytest.mark.parametrize("name", solvers.formulas())
 def test_predictions_that_do_not_change_are_integrated_exactly(name):
     """Constant v (ab), x0 or epsilon: x_t = (1 - t) x0 + t eps with both fixed solves all three. To t = 0 as well."""
     x0, eps, solver = normal(4, 3, seed=1), normal(4, 3, seed=2), solvers.get(name)
@@ -113,7 +113,7 @@ def test_predictions_that_do_not_change_are_integrated_exactly(name):
     torch.testing.assert_close(path, (1 - t) * x0[:, None] + t * eps[:, None], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", solvers.names())
+@pytest.mark.parametrize("name", solvers.formulas())
 def test_a_path_younger_than_the_history_gets_lower_order(name):
     solver, t = solvers.get(name), torch.tensor([0.9, 0.7, 0.4, 0.2], dtype=torch.float64)
     table = solvers.along(solver, t)
@@ -138,7 +138,7 @@ def test_short_steps_do_not_cancel():
         torch.testing.assert_close(torch.stack(share), wanted, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", solvers.names())
+@pytest.mark.parametrize("name", solvers.formulas())
 def test_files_keep_what_is_carried(name, tmp_path):
     model, noise = mixture().flow(), normal(3, 4)
     schedule = dp_search(model, noise, 4, teacher_steps=12, solver=name).schedule
@@ -174,7 +174,7 @@ def test_hand_written_coefficients():
     torch.testing.assert_close(solvers.along(ab2, t), wanted)
 
 
-@pytest.mark.parametrize("name", solvers.names())
+@pytest.mark.parametrize("name", solvers.formulas())
 def test_coefficients_broadcast_over_leading_dimensions(name):
     solver = solvers.get(name)
     t = torch.linspace(0.8, 0.3, 6, dtype=torch.float64)

@@ -163,7 +163,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 10, 25])
 @pytest.mark.parametrize("grid", ["edm", "flow", "logsnr"])
-@pytest.mark.parametrize("name", solvers.names())
+@pytest.mark.parametrize("name", solvers.formulas())
 def test_a_schedule_is_the_published_sampler(name, grid, steps):
     distribution, noise = mixture(1), normal(6, 4)
     model = distribution.edm()
@@ -177,7 +177,7 @@ def test_a_schedule_is_the_published_sampler(name, grid, steps):
     torch.testing.assert_close(x0, PUBLISHED[name](denoise, sigmas[0] * noise, sigmas), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", solvers.names())
+@pytest.mark.parametrize("name", solvers.formulas())
 def test_from_pure_noise_is_the_limit(name):
     """t = 1, sigma = inf: no NaN, and what starting ever nearer to it tends to."""
     model, noise = mixture(1).flow(), normal(6, 4)
