@@ -21,7 +21,7 @@ using TileFor = std::conditional_t<
     std::conditional_t<kWeighted, SmallTile, std::conditional_t<sizeof(T) == 4 && P <= 2, LargeTile, MediumTile>>>;
 
 constexpr int64_t kMostChunks = 64;  // 256 numbers a lane
-constexpr int64_t kBlockCost = 5;     // chunks
+constexpr int64_t kBlockCost = 5;    // chunks
 
 struct CostPlan {
   int64_t tiles, splits, chunks_per_split, sources_per_block;
