@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from oss_ext.models import Denoiser
+from oss_ext.validate import whole_number
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -15,9 +16,11 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def default_batch_size(dim: int) -> int:
-    """Network inputs a batch where the caller names none: 2^20 numbers in all, 1 to 256 inputs of `dim` numbers."""
-    return max(1, min(256, 2**20 // dim))
+def pick_batch_size(batch_size: int | None, dim: int) -> int:
+    """`batch_size`, checked; where it is None, 2^20 numbers in all, which is 1 to 256 inputs of `dim` numbers."""
+    if batch_size is None:
+        return max(1, min(256, 2**20 // dim))
+    return whole_number("batch_size", batch_size, least=1)
 
 
 def evaluate(

@@ -31,17 +31,14 @@ def replay(
     """
     batch, shape = noise.shape[0], noise.shape[1:]
     path = t[nodes]
-    state = noise.flatten(1) * float(path[0])
-    earlier: list[Tensor] = []
+    walk = solvers.Walk(noise.flatten(1) * float(path[0]), solver.carries, solver.history)
     for step, weights in enumerate(solvers.along(solver, path).tolist()):
         if step == 0 and reuse_first:
             output = teacher.first_velocity
         else:
-            output = (yield state.reshape(batch, 1, *shape), nodes[step : step + 1]).flatten(1)
-        terms = zip([output, *earlier], weights[1:], strict=False)
-        earlier = [solvers.carried(solver.carries, state, output, float(path[step])), *earlier][: solver.history]
-        state = sum((u * w for u, w in terms), start=state * weights[0])
-    return state
+            output = (yield walk.state.reshape(batch, 1, *shape), nodes[step : step + 1]).flatten(1)
+        walk.step(output, float(path[step]), weights)
+    return walk.state
 
 
 def squared_error(state: Tensor, target: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, overload
@@ -12,11 +11,11 @@ import torch
 from torch import Tensor
 
 from oss_ext import grids, schedule_file, solvers
-from oss_ext.evaluate import default_batch_size, evaluate, state_dtype
+from oss_ext.evaluate import evaluate, pick_batch_size, state_dtype
 from oss_ext.models import Denoiser
 from oss_ext.progress import Counter, ProgressCallback, check_progress
 from oss_ext.provenance import Provenance
-from oss_ext.validate import check_cond, check_model, check_noise, choice, whole_number
+from oss_ext.validate import check_cond, check_model, check_noise, choice
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -84,28 +83,21 @@ class Schedule:
         scheme = solvers.get(solver)
         if model is None:
             t = grids.check(t, name="t")
-            return cls(
-                t,
-                solvers.along(scheme, t) if coefficients is None else coefficients,
-                scheme.name,
-                t,
-                t[:-1],
-                "flow",
-                nodes,
-                provenance or Provenance(),
-                scheme.carries,
-            )
-        check_model(model)
-        t = grids.check(t, t_max=model.t_max, t_min=model.t_min, name="t")
+            sigmas, timesteps, parameterization, origin = t, t[:-1], "flow", Provenance()
+        else:
+            check_model(model)
+            t = grids.check(t, t_max=model.t_max, t_min=model.t_min, name="t")
+            sigmas, timesteps, parameterization = model.sigmas(t), model.timesteps(t[:-1]), model.parameterization
+            origin = Provenance(model=model.describe())
         return cls(
             t,
             solvers.along(scheme, t) if coefficients is None else coefficients,
             scheme.name,
-            model.sigmas(t),
-            model.timesteps(t[:-1]),
-            model.parameterization,
+            sigmas,
+            timesteps,
+            parameterization,
             nodes,
-            provenance or Provenance(model=model.describe()),
+            provenance or origin,
             scheme.carries,
         )
 
@@ -160,19 +152,18 @@ class Schedule:
         noise = check_noise(noise)
         given = check_cond(cond, noise)
         progress = check_progress(progress)
-        rows = default_batch_size(noise[0].numel())
-        if batch_size is not None:
-            rows = whole_number("batch_size", batch_size, least=1)
+        rows = pick_batch_size(batch_size, noise[0].numel())
         grids.check(self.t, t_max=model.t_max, t_min=model.t_min, name="t of the schedule")
 
-        state = noise.to(state_dtype(noise.dtype)) * float(self.t[0])
-        earlier: deque[Tensor] = deque(maxlen=self.coefficients.shape[1] - 2)
-        trajectory = [state]
+        walk = solvers.Walk(
+            noise.to(state_dtype(noise.dtype)) * float(self.t[0]), self.carries, self.coefficients.shape[1] - 2
+        )
+        trajectory = [walk.state]
         with Counter(self.steps * len(noise), progress, "sampling") as counter:
             for step, weights in enumerate(self.coefficients.tolist()):
                 output = evaluate(
                     model,
-                    state.unsqueeze(1),
+                    walk.state.unsqueeze(1),
                     self.t[step : step + 1],
                     cond=given,
                     dtype=noise.dtype,
@@ -180,13 +171,10 @@ class Schedule:
                     labels=[step],
                     tick=counter.add,
                 )
-                velocity = output.squeeze(1)
-                terms = list(zip([velocity, *earlier], weights[1:], strict=False))
-                earlier.appendleft(solvers.carried(self.carries, state, velocity, float(self.t[step])))
-                state = sum((u * w for u, w in terms), start=state * weights[0])
+                walk.step(output.squeeze(1), float(self.t[step]), weights)
                 if return_trajectory:
-                    trajectory.append(state)
-        x0 = state.to(noise.dtype)
+                    trajectory.append(walk.state)
+        x0 = walk.state.to(noise.dtype)
         return (x0, torch.stack(trajectory, 1)) if return_trajectory else x0
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from oss_ext import grids, solvers
-from oss_ext.evaluate import default_batch_size, evaluate
+from oss_ext.evaluate import evaluate, pick_batch_size
 from oss_ext.models import Denoiser
 from oss_ext.progress import Counter, ProgressCallback, check_progress
 from oss_ext.provenance import Provenance
@@ -66,9 +66,7 @@ def dp_search(
     given = check_cond(cond, noise)
     t, grid_name = _grid(grid, teacher_steps, model)
     progress = check_progress(progress)
-    rows = default_batch_size(noise[0].numel())
-    if batch_size is not None:
-        rows = whole_number("batch_size", batch_size, least=1)
+    rows = pick_batch_size(batch_size, noise[0].numel())
     _check_metadata(metadata)
     core = dp_core(noise, t, steps, solver=solver, share=share, start=start)
     total = count_evaluations(len(t) - 1, steps, share, start)["total"] * len(noise)

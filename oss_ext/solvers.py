@@ -20,6 +20,8 @@ A node at t = 1 has sigma = inf: in formulae that interpolate over sigma or lamb
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -57,6 +59,21 @@ def carried(carries: Carries, state: Tensor, velocity: Tensor, t: float | Tensor
     if carries == "velocity":
         return velocity
     return state - t * velocity if carries == "x0" else state + (1 - t) * velocity
+
+
+class Walk:
+    """The state along one path, and what its solver carries of the earlier nodes, newest first."""
+
+    def __init__(self, state: Tensor, carries: Carries, history: int) -> None:
+        self.state = state
+        self._carries = carries
+        self._earlier: deque[Tensor] = deque(maxlen=history)
+
+    def step(self, velocity: Tensor, t: float, weights: Sequence[float]) -> None:
+        """Moves `state`, now at flow time t. weights: [2 + history], of state, velocity and earlier predictions."""
+        terms = list(zip([velocity, *self._earlier], weights[1:], strict=False))  # a young path has fewer
+        self._earlier.appendleft(carried(self._carries, self.state, velocity, t))
+        self.state = sum((u * w for u, w in terms), start=self.state * weights[0])
 
 
 class Euler:

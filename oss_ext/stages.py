@@ -7,7 +7,7 @@ back gives the very path that was scored.
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class _Winners:
     backpointers: Tensor
     states: Tensor
     cost: Tensor
-    coefficients: Tensor | None = None
+    coefficients: Tensor | None
 
 
 def run_stages(
@@ -114,6 +114,7 @@ def _winners(
     """Costs, minima and winning states of one stage. Coefficients of samples with paths of their own come in chunks."""
     batch, count = basis[0].shape[:2]
     own = past_times.ndim == 3
+    fitted = solver if isinstance(solver, solvers.Fitted) else None
     rows = max(1, _CHUNK // (count * count * len(basis))) if own else batch
     parts = []
     for low in range(0, batch, rows):
@@ -121,17 +122,15 @@ def _winners(
         past = past_times[low : low + rows] if own else past_times
         history = torch.cat([times.expand(past.shape[:-1])[..., None], past], -1)
         coefficients = solver.coefficients(history.unsqueeze(-2), times)
-        if isinstance(solver, solvers.Fitted):
-            coefficients = _fit(piece, target, coefficients, sources, solver.ridge)
+        if fitted:  # joint, hence all samples in one piece
+            coefficients = _fit(piece, target, coefficients, sources, fitted.ridge)
         cost = kernels.pairwise_cost(piece, coefficients, target[low : low + rows], sources=sources)
         values, backpointers = kernels.min_reduce(cost, joint=joint)
         states = kernels.advance(piece, coefficients, backpointers)
-        final = backpointers[..., -1].clamp(min=0).long().expand(len(cost))
-        parts.append(_Winners(values, backpointers, states, cost[:, :, -1].gather(1, final[:, None])[:, 0]))
-    if isinstance(solver, solvers.Fitted):
-        source = parts[0].backpointers.clamp(min=0).long()
-        best = coefficients[source, torch.arange(count, device=source.device)]
-        return replace(parts[0], coefficients=best.cpu())
+        source = backpointers.clamp(min=0).long()
+        final = source[..., -1].expand(len(cost))
+        best = coefficients[source, torch.arange(count, device=source.device)].cpu() if fitted else None
+        parts.append(_Winners(values, backpointers, states, cost[:, :, -1].gather(1, final[:, None])[:, 0], best))
     if len(parts) == 1:
         return parts[0]
     return _Winners(
@@ -139,6 +138,7 @@ def _winners(
         torch.cat([part.backpointers for part in parts]),
         torch.cat([part.states for part in parts]),
         torch.cat([part.cost for part in parts]),
+        None,
     )
 
 
