@@ -1,0 +1,74 @@
+"""The named solvers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from oss_ext.solvers.dpm_solver import DpmSolverPlusPlus2M, DpmSolverPlusPlus3M
+from oss_ext.solvers.epsilon import Deis, Ipndm, LinearMultistep
+from oss_ext.solvers.fitted import Fitted
+from oss_ext.solvers.flow_time import AdamsBashforth, Euler
+from oss_ext.solvers.solver import CARRIES, Solver
+from oss_ext.solvers.unipc import UniP, UniPC2
+
+_SOLVERS: dict[str, Solver] = {
+    solver.name: solver
+    for solver in (
+        Euler(),
+        AdamsBashforth(2),
+        AdamsBashforth(3),
+        DpmSolverPlusPlus2M(),
+        DpmSolverPlusPlus3M(),
+        UniP(2),
+        UniP(3),
+        UniPC2(),
+        Deis(2),
+        Deis(3),
+        Ipndm(2),
+        Ipndm(3),
+        LinearMultistep(),
+        Fitted(),
+    )
+}
+
+
+def names() -> list[str]:
+    """The names that `get` knows."""
+    return list(_SOLVERS)
+
+
+def formulas() -> list[str]:
+    """Those of `names` whose coefficients follow from the flow times alone: all but "fitted"."""
+    return [name for name, solver in _SOLVERS.items() if not isinstance(solver, Fitted)]
+
+
+def get(solver: str | Solver) -> Solver:
+    """The solver of that name, or the solver itself. Raises ValueError (unknown name, lists them) or TypeError."""
+    if isinstance(solver, str):
+        if solver not in _SOLVERS:
+            raise ValueError(f"solver: got {solver!r}, wanted one of {', '.join(names())}, or a Solver")
+        return _SOLVERS[solver]
+    if isinstance(solver, type) or not isinstance(solver, Solver):
+        raise TypeError(f"solver: got {solver!r}, wanted one of {', '.join(names())}, or a Solver instance")
+    if isinstance(solver.history, bool) or not isinstance(solver.history, int) or not 0 <= solver.history <= 2:
+        raise ValueError(f"solver: got {solver.name!r} with history {solver.history!r}, wanted 0, 1 or 2")
+    if isinstance(solver, Fitted) and not solver.ridge >= 0:
+        raise ValueError(f"solver: got a ridge of {solver.ridge}, wanted a number >= 0")
+    if solver.carries not in CARRIES:
+        raise ValueError(
+            f"solver: got {solver.name!r} that carries {solver.carries!r}, wanted one of {', '.join(CARRIES)}"
+        )
+    return solver
+
+
+def along(solver: Solver, t: Tensor) -> Tensor:
+    """float64 [k, 2 + history]: the coefficients of each step along the path t, float64 [k + 1].
+
+    Raises ValueError for `Fitted`, whose coefficients only a search knows.
+    """
+    if isinstance(solver, Fitted):
+        raise ValueError(f"solver: got {solver.name!r}, whose coefficients come from a search, wanted a formula")
+    rows = [torch.arange(len(t) - 1) - age for age in range(1 + solver.history)]
+    past = torch.stack([torch.where(row >= 0, t[row.clamp(min=0)], torch.nan) for row in rows], -1)
+    return solver.coefficients(past, t[1:])
