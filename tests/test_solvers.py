@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import decimal
 import itertools
 import json
 import math
@@ -12,7 +13,9 @@ from helpers.analytic import ddpm_table, gaussian, gaussian_path, mixture, norma
 from oss_ext import grids, solvers
 from oss_ext.models import EpsilonModel, FlowModel
 from oss_ext.schedule import Schedule
-from oss_ext.search import dp_search
+from oss_ext.solvers.integrals import exponential_moments, polynomial_shares
+
+EQUAL_STEPS = ("ipndm_3", "ipndm_4")  # whose order holds on equal steps of sigma only
 
 
 def run(name, model, t, states):
@@ -58,8 +61,8 @@ def test_order_is_the_slope_of_the_error(name, record_property):
     distribution, noise = gaussian(std=0.7), normal(16, 3)
     errors = []
     for steps in (160, 320, 640):
-        t = spaced(steps, "sigma" if name == "ipndm_3" else "lambda")
-        exact = [gaussian_path(distribution, noise, float(time)) for time in t[:3]]
+        t = spaced(steps, "sigma" if name in EQUAL_STEPS else "lambda")
+        exact = [gaussian_path(distribution, noise, float(time)) for time in t[: 1 + solvers.get(name).history]]
         error = run(name, distribution.flow(), t, exact) - gaussian_path(distribution, noise, float(t[-1]))
         errors.append(float(error.abs().max()))
     slopes = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
@@ -72,11 +75,11 @@ def test_order_is_the_slope_of_the_error(name, record_property):
 def test_order_on_a_mixture(name, record_property):
     distribution, errors = mixture(std=0.5, components=3), []
     model, start = distribution.flow(), normal(8, 4)
-    spacing = "sigma" if name == "ipndm_3" else "lambda"
+    spacing = "sigma" if name in EQUAL_STEPS else "lambda"
     end = fine_path(model, start, spaced(1, spacing), steps=400)[-1]
     for steps in (80, 160):
         t = spaced(steps, spacing)
-        error = run(name, model, t, fine_path(model, start, t[:3], steps=20)) - end
+        error = run(name, model, t, fine_path(model, start, t[: 1 + solvers.get(name).history], steps=20)) - end
         errors.append(float(error.square().mean().sqrt()))
     slopes = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
     record_property("slopes", slopes)
@@ -84,13 +87,13 @@ def test_order_on_a_mixture(name, record_property):
     assert abs(slopes[-1] - solvers.get(name).order) < 0.25, (errors, slopes)
 
 
-@pytest.mark.parametrize("name", ["ipndm_3", "dpmpp_3m"])
-def test_three_steps_of_history_and_yet_order_2(name):
+@pytest.mark.parametrize("name", [*EQUAL_STEPS, "dpmpp_3m"])
+def test_a_longer_history_and_yet_order_2(name):
     distribution, noise = gaussian(std=0.7), normal(16, 3)
     errors = []
     for steps in (160, 320):
         t = spaced(steps, "lambda")
-        exact = [gaussian_path(distribution, noise, float(time)) for time in t[:3]]
+        exact = [gaussian_path(distribution, noise, float(time)) for time in t[: 1 + solvers.get(name).history]]
         error = run(name, distribution.flow(), t, exact) - gaussian_path(distribution, noise, float(t[-1]))
         errors.append(float(error.abs().max()))
     assert abs(math.log2(errors[0] / errors[1]) - 2) < 0.1, errors
@@ -115,15 +118,15 @@ def test_predictions_that_do_not_change_are_integrated_exactly(name):
 
 @pytest.mark.parametrize("name", solvers.formulas())
 def test_a_path_younger_than_the_history_gets_lower_order(name):
-    solver, t = solvers.get(name), torch.tensor([0.9, 0.7, 0.4, 0.2], dtype=torch.float64)
+    solver, t = solvers.get(name), torch.tensor([0.9, 0.8, 0.6, 0.4, 0.2, 0.1], dtype=torch.float64)
     table = solvers.along(solver, t)
-    assert bool(torch.isfinite(table).all()) and table.shape == (3, 2 + solver.history)
-    torch.testing.assert_close(table[0, :2], torch.tensor([1, -0.2], dtype=torch.float64))
-    assert not table[0, 2:].any() and not table[1, 3:].any()
-    assert bool((table[2, 2:] != 0).all())
+    assert bool(torch.isfinite(table).all()) and table.shape == (5, 2 + solver.history)
+    torch.testing.assert_close(table[0, :2], torch.tensor([1, -0.1], dtype=torch.float64))
+    for step, row in enumerate(table):
+        assert row[2:].count_nonzero() == min(step, solver.history) == row[2 : 2 + step].count_nonzero()
 
 
-@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_3m", "unip_2", "unip_3", "unipc_2", "deis_2", "deis_3"])
+@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_3m", "unip_2", "unip_3", "unipc_2", "unipc_3", "deis_2", "deis_3"])
 def test_the_step_to_0_returns_the_x0_prediction(name):
     table = solvers.along(solvers.get(name), torch.tensor([0.9, 0.7, 0.4, 0.2, 0.0], dtype=torch.float64))
     assert table[-1, 0] == 1 and float(table[-1, 1]) == pytest.approx(-0.2) and not table[-1, 2:].any()
@@ -138,10 +141,50 @@ def test_short_steps_do_not_cancel():
         torch.testing.assert_close(torch.stack(share), wanted, rtol=0, atol=1e-5)
 
 
+def exact_moments(y, count):
+    """By the same recurrence as beyond the quadrature's reach, in 200 decimals."""
+    with decimal.localcontext(prec=200):
+        y, one = decimal.Decimal(y), decimal.Decimal(1)
+        mean, means = one, []
+        for n in range(1, count + 1):
+            mean = one / (one - (-y).exp()) - n / y * mean
+            means.append(float(mean))
+    return means
+
+
+@pytest.mark.parametrize("y", [1e-12, 1e-5, 0.01, 0.3, 1.0, 2.5, 7.0, 5.9, 6.1, 40.0, 700.0, 1e5])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_moments_to_rounding(y, sign):
+    found = torch.cat(exponential_moments(torch.tensor([sign * y], dtype=torch.float64), 6))
+    wanted = torch.tensor(exact_moments(sign * y, 6), dtype=torch.float64)
+    torch.testing.assert_close(found, wanted, rtol=6e-15, atol=0)
+
+
+def test_moments_at_the_ends():
+    zero, up, down = torch.stack(exponential_moments(torch.tensor([0, math.inf, -math.inf]).double(), 4), 1)
+    torch.testing.assert_close(zero, 1 / torch.arange(2, 6, dtype=torch.float64), rtol=4e-15, atol=0)
+    assert up.tolist() == [1] * 4 and down.tolist() == [0] * 4
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_shares_integrate_every_polynomial_through_their_nodes(count):
+    """A polynomial of degree `count` in s is met exactly, and a node that is missing counts for nothing."""
+    places = torch.tensor([-0.4, -1.7, -2.0, -9.0], dtype=torch.float64)
+    weights, moments = normal(count + 1, seed=3), exponential_moments(torch.tensor(2.0, dtype=torch.float64), 4)
+    values = [sum(w * s**k for k, w in enumerate(weights)) for s in (torch.zeros(()).double(), *places)]
+    missing = [torch.tensor(k > count) for k in range(1, 5)]
+    shares = polynomial_shares([s if k < count else s * torch.nan for k, s in enumerate(places)], missing, moments)
+    wanted = weights[0] + sum(w * m for w, m in zip(weights[1:], moments, strict=False))
+    found = sum(share * value for share, value in zip(shares, values, strict=True))
+    torch.testing.assert_close(found, wanted, rtol=1e-13, atol=1e-13)
+    assert all(float(share) == 0 for share in shares[1 + count :])
+    torch.testing.assert_close(sum(shares), torch.ones((), dtype=torch.float64), rtol=0, atol=1e-14)
+
+
 @pytest.mark.parametrize("name", solvers.formulas())
 def test_files_keep_what_is_carried(name, tmp_path):
     model, noise = mixture().flow(), normal(3, 4)
-    schedule = dp_search(model, noise, 4, teacher_steps=12, solver=name).schedule
+    schedule = Schedule.from_grid(grids.make("flow", 6), name, model)
     assert schedule.carries == solvers.get(name).carries
     schedule.save(tmp_path / "s.json")
     again = Schedule.load(tmp_path / "s.json")
@@ -209,13 +252,15 @@ def test_get():
 
     own = Own()
     assert solvers.get(own) is own
+    assert solvers.get("ddim") is solvers.get("euler") and solvers.get("lms") is solvers.get("lms_4")
+    assert not set(solvers.ALIASES) & set(solvers.names())
     with pytest.raises(ValueError, match="solver: got 'rk4', wanted one of euler, ab2"):
         solvers.get("rk4")
     for wrong in (3, Own, None):
         with pytest.raises(TypeError, match="solver: got "):
             solvers.get(wrong)
     own.history = 7
-    with pytest.raises(ValueError, match="history 7"):
+    with pytest.raises(ValueError, match=r"history 7, wanted 0\.\.4"):
         solvers.get(own)
     own.history, own.carries = 1, "noise"
     with pytest.raises(ValueError, match="'own' that carries 'noise', wanted one of velocity, x0, epsilon"):

@@ -73,7 +73,7 @@ def multistep_in_sigma(denoise, x, sigmas, weights_of):
     return x
 
 
-def lms(i, sigmas, order=3):
+def lms(i, sigmas, order):
     """k-diffusion, sample_lms."""
     nodes = [sigmas[i - k] for k in range(min(order, i + 1))]
     return [integral_of_lagrange(nodes, k, sigmas[i], sigmas[i + 1]) for k in range(len(nodes))]
@@ -92,7 +92,7 @@ def deis(i, sigmas, order):
 
 def ipndm(i, sigmas, order):
     """diffusers, IPNDMScheduler, stopped at `order`."""
-    table = [[1], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12]]
+    table = [[1], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24]]
     return [(sigmas[i + 1] - sigmas[i]) * w for w in table[min(i + 1, order) - 1]]
 
 
@@ -148,16 +148,20 @@ PUBLISHED = {
     "euler": lambda *a: multistep_in_sigma(*a, lambda i, s: ipndm(i, s, 1)),
     "ab2": lambda *a: in_flow_time(*a, 2),
     "ab3": lambda *a: in_flow_time(*a, 3),
+    "ab4": lambda *a: in_flow_time(*a, 4),
     "dpmpp_2m": dpmpp_2m,
     "dpmpp_3m": dpmpp_3m,
     "unip_2": lambda *a: unipc(*a, 2, False),
     "unip_3": lambda *a: unipc(*a, 3, False),
     "unipc_2": lambda *a: unipc(*a, 2, True),
+    "unipc_3": lambda *a: unipc(*a, 3, True),
     "deis_2": lambda *a: multistep_in_sigma(*a, lambda i, s: deis(i, s, 2)),
     "deis_3": lambda *a: multistep_in_sigma(*a, lambda i, s: deis(i, s, 3)),
     "ipndm_2": lambda *a: multistep_in_sigma(*a, lambda i, s: ipndm(i, s, 2)),
     "ipndm_3": lambda *a: multistep_in_sigma(*a, lambda i, s: ipndm(i, s, 3)),
-    "lms": lambda *a: multistep_in_sigma(*a, lms),
+    "ipndm_4": lambda *a: multistep_in_sigma(*a, lambda i, s: ipndm(i, s, 4)),
+    "lms_3": lambda *a: multistep_in_sigma(*a, lambda i, s: lms(i, s, 3)),
+    "lms_4": lambda *a: multistep_in_sigma(*a, lambda i, s: lms(i, s, 4)),
 }
 
 

@@ -19,8 +19,8 @@ class DpmSolverPlusPlus2M(Interpolating):
     history = 1
     carries: Carries = "x0"
 
-    def moments(self, length: Tensor, third: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.full_like(length, 1 / 2), torch.zeros_like(length)
+    def moments(self, length: Tensor, earlier: Tensor) -> list[Tensor]:
+        return [torch.full_like(length, 1 / 2)]
 
 
 class DpmSolverPlusPlus3M(Interpolating):
@@ -36,6 +36,6 @@ class DpmSolverPlusPlus3M(Interpolating):
     history = 2
     carries: Carries = "x0"
 
-    def moments(self, length: Tensor, third: Tensor) -> tuple[Tensor, Tensor]:
-        mean, square = exponential_moments(length)
-        return torch.where(third, mean, 0.5), square / 2
+    def moments(self, length: Tensor, earlier: Tensor) -> list[Tensor]:
+        mean, square = exponential_moments(length, 2)
+        return [torch.where(earlier == 1, 0.5, mean), square / 2]

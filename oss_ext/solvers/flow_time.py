@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from oss_ext.solvers.integrals import plain_moments
 from oss_ext.solvers.multistep import Interpolating
 from oss_ext.solvers.solver import Carries
 
@@ -23,7 +24,7 @@ class Euler:
 
 
 class AdamsBashforth(Interpolating):
-    """Adams-Bashforth with variable steps in flow time (Hairer, Norsett, Wanner, Solving ODEs I, III.5)."""
+    """Adams-Bashforth with variable steps in flow time (Hairer, Norsett, Wanner, Solving ODEs I, III.5), order >= 2."""
 
     carries: Carries = "velocity"
     final_is_first_order = False
@@ -34,5 +35,5 @@ class AdamsBashforth(Interpolating):
     def variable(self, t: Tensor) -> Tensor:
         return t
 
-    def moments(self, length: Tensor, third: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.full_like(length, 1 / 2), torch.full_like(length, 1 / 3)
+    def moments(self, length: Tensor, earlier: Tensor) -> list[Tensor]:
+        return plain_moments(length, self.history)

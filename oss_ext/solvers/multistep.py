@@ -7,8 +7,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from oss_ext.solvers.integrals import zero_where
+from oss_ext.solvers.integrals import polynomial_shares, zero_where
 from oss_ext.solvers.solver import Carries
+
+
+def split(t_history: Tensor, t_next: Tensor) -> tuple[list[Tensor], Tensor]:
+    """1 + history flow times, newest first, and where the step goes, all broadcast to one shape [...]."""
+    *past, t_next = torch.broadcast_tensors(*t_history.unbind(-1), t_next)
+    return past, t_next
+
+
+def log_snr(t: Tensor) -> Tensor:
+    """lambda = log((1 - t) / t): half of the log-SNR."""
+    return torch.log1p(-t) - torch.log(t)
 
 
 class Multistep:
@@ -21,16 +32,12 @@ class Multistep:
     carries: Carries
     history: int
 
-    def _times(self, t_history: Tensor, t_next: Tensor) -> tuple[list[Tensor], Tensor]:
-        *past, t_next = torch.broadcast_tensors(*t_history.unbind(-1), t_next)
-        return past, t_next
-
     def shares(self, past: list[Tensor], t_next: Tensor) -> list[Tensor]:
         """1 + history tensors [...]: of this node's prediction, then of the earlier ones."""
         raise NotImplementedError
 
     def coefficients(self, t_history: Tensor, t_next: Tensor) -> Tensor:
-        past, t_next = self._times(t_history, t_next)
+        past, t_next = split(t_history, t_next)
         share = self.shares(past, t_next)
         t, step = past[0], t_next - past[0]
         if self.carries == "velocity":
@@ -45,32 +52,27 @@ class Multistep:
 class Interpolating(Multistep):
     """Predictions interpolated by a polynomial in some u, and integrated exactly over the step.
 
-    With s = (u - u_now) / (u_next - u_now), `moments` are the means of s and s^2 over the step, under its measure.
+    With s = (u - u_now) / (u_next - u_now), `moments` are the means of s, s^2, ... over the step, under its measure.
     """
 
     final_is_first_order: ClassVar[bool] = True
 
     def variable(self, t: Tensor) -> Tensor:
-        """u. Here lambda = log((1 - t) / t)."""
-        return torch.log1p(-t) - torch.log(t)
+        """u. Here lambda."""
+        return log_snr(t)
 
-    def moments(self, length: Tensor, third: Tensor) -> tuple[Tensor, Tensor]:
-        """Means of s and of s^2. length: u_next - u_now, [...]. third: bool [...], whether s^2 will be used."""
+    def moments(self, length: Tensor, earlier: Tensor) -> list[Tensor]:
+        """Means of s, ..., s^history. length: u_next - u_now, [...]. earlier: int64 [...], how many earlier predictions
+        the step uses."""
         raise NotImplementedError
 
     def shares(self, past: list[Tensor], t_next: Tensor) -> list[Tensor]:
-        now, *earlier = [self.variable(t) for t in past]
+        now, *before = [self.variable(t) for t in past]
         length = self.variable(t_next) - now
-        first_order = (t_next == 0) if self.final_is_first_order else torch.zeros_like(t_next, dtype=torch.bool)
-        place = [(u - now) / length for u in earlier]
-        missing = [torch.isnan(t) | first_order for t in past[1:]]
-        third = ~missing[1] if len(place) == 2 else torch.zeros_like(first_order)
-        mean, square = self.moments(length, third)
-        # Newton: f0 + s f[0,1] + s (s - s1) f[0,1,2]; a node at infinity has divided differences of 0.
-        near, far = mean / place[0], torch.zeros_like(length)
-        if len(place) == 2:
-            bend = zero_where(missing[1], (square - place[0] * mean) / place[1])
-            far = zero_where(missing[1], bend / (place[1] - place[0]))
-            near = near - zero_where(missing[1], bend / place[0])
-        near = zero_where(missing[0], near)
-        return [1 - near, near - far, far][: 1 + self.history]
+        gone = (t_next == 0) & self.final_is_first_order
+        missing = []
+        for t in past[1:]:
+            gone = gone | torch.isnan(t)
+            missing.append(gone)
+        earlier = torch.stack(missing).logical_not().sum(0)
+        return polynomial_shares([(u - now) / length for u in before], missing, self.moments(length, earlier))

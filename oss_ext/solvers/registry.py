@@ -10,7 +10,10 @@ from oss_ext.solvers.epsilon import Deis, Ipndm, LinearMultistep
 from oss_ext.solvers.fitted import Fitted
 from oss_ext.solvers.flow_time import AdamsBashforth, Euler
 from oss_ext.solvers.solver import CARRIES, Solver
-from oss_ext.solvers.unipc import UniP, UniPC2
+from oss_ext.solvers.unipc import UniP, UniPC
+
+MAX_HISTORY = 4
+"""Earlier predictions in a step: as many as the kernels' basis holds beside the state and this node's velocity."""
 
 _SOLVERS: dict[str, Solver] = {
     solver.name: solver
@@ -18,23 +21,30 @@ _SOLVERS: dict[str, Solver] = {
         Euler(),
         AdamsBashforth(2),
         AdamsBashforth(3),
+        AdamsBashforth(4),
         DpmSolverPlusPlus2M(),
         DpmSolverPlusPlus3M(),
         UniP(2),
         UniP(3),
-        UniPC2(),
+        UniPC(2),
+        UniPC(3),
         Deis(2),
         Deis(3),
         Ipndm(2),
         Ipndm(3),
-        LinearMultistep(),
+        Ipndm(4),
+        LinearMultistep(3),
+        LinearMultistep(4),
         Fitted(),
     )
 }
 
+ALIASES = {"ddim": "euler", "unipc": "unipc_2", "deis": "deis_2", "ipndm": "ipndm_4", "lms": "lms_4"}
+"""Short names that `get` knows too: what the deployed implementations run unless told otherwise."""
+
 
 def names() -> list[str]:
-    """The names that `get` knows."""
+    """The names of the solvers; see also `ALIASES`."""
     return list(_SOLVERS)
 
 
@@ -44,15 +54,22 @@ def formulas() -> list[str]:
 
 
 def get(solver: str | Solver) -> Solver:
-    """The solver of that name, or the solver itself. Raises ValueError (unknown name, lists them) or TypeError."""
+    """The solver of that name or alias, or the solver itself, checked. Raises ValueError (unknown name, lists them) or
+    TypeError."""
     if isinstance(solver, str):
-        if solver not in _SOLVERS:
-            raise ValueError(f"solver: got {solver!r}, wanted one of {', '.join(names())}, or a Solver")
-        return _SOLVERS[solver]
+        name = ALIASES.get(solver, solver)
+        if name not in _SOLVERS:
+            known = ", ".join([*names(), *ALIASES])
+            raise ValueError(f"solver: got {solver!r}, wanted one of {known}, or a Solver")
+        return _SOLVERS[name]
     if isinstance(solver, type) or not isinstance(solver, Solver):
         raise TypeError(f"solver: got {solver!r}, wanted one of {', '.join(names())}, or a Solver instance")
-    if isinstance(solver.history, bool) or not isinstance(solver.history, int) or not 0 <= solver.history <= 2:
-        raise ValueError(f"solver: got {solver.name!r} with history {solver.history!r}, wanted 0, 1 or 2")
+    if (
+        isinstance(solver.history, bool)
+        or not isinstance(solver.history, int)
+        or not 0 <= solver.history <= MAX_HISTORY
+    ):
+        raise ValueError(f"solver: got {solver.name!r} with history {solver.history!r}, wanted 0..{MAX_HISTORY}")
     if isinstance(solver, Fitted) and not solver.ridge >= 0:
         raise ValueError(f"solver: got a ridge of {solver.ridge}, wanted a number >= 0")
     if solver.carries not in CARRIES:

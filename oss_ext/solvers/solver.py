@@ -15,7 +15,7 @@ CARRIES: tuple[Carries, ...] = ("velocity", "x0", "epsilon")
 @runtime_checkable
 class Solver(Protocol):
     """name: what a schedule records. order: of the global error. history: how many earlier predictions a step uses, at
-    most 2. carries: which prediction of earlier nodes those are, "velocity", "x0" or "epsilon"."""
+    most `MAX_HISTORY`. carries: which prediction of earlier nodes those are, "velocity", "x0" or "epsilon"."""
 
     name: str
     order: int

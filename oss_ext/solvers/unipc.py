@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from oss_ext.solvers.integrals import exponential_moments, zero_where
-from oss_ext.solvers.multistep import Interpolating, Multistep
+from oss_ext.solvers.integrals import exponential_moments, polynomial_shares, zero_where
+from oss_ext.solvers.multistep import Interpolating, log_snr, split
 from oss_ext.solvers.solver import Carries
 
 
@@ -20,42 +20,46 @@ class UniP(Interpolating):
     def __init__(self, order: int) -> None:
         self.name, self.order, self.history = f"unip_{order}", order, order - 1
 
-    def moments(self, length: Tensor, third: Tensor) -> tuple[Tensor, Tensor]:
-        mean, square = exponential_moments(length)
-        return torch.where(third, mean, 0.5), square
+    def moments(self, length: Tensor, earlier: Tensor) -> list[Tensor]:
+        mean, *higher = exponential_moments(length, self.history)
+        return [torch.where(earlier == 1, 0.5, mean), *higher]
 
 
-class UniPC2(Multistep):
-    """UniPC of order 2 with its corrector (Zhao et al., arXiv 2302.04867, Algorithms 1 and 2; data prediction, B2), as
-    diffusers' `UniPCMultistepScheduler`, solver_order 2. The corrector raises the order to 3.
+class UniPC:
+    """UniPC with its corrector (Zhao et al., arXiv 2302.04867, Algorithms 1 and 2; data prediction, B2), as diffusers'
+    `UniPCMultistepScheduler` with solver_order 2 (its default) or 3. The corrector raises the order by one.
 
-    The corrector mends the state at this node with the evaluation made there. Predicted and corrected state come from
-    the same earlier state with the same factor, so their difference is one of x0 predictions alone: linear in the
-    basis. It is added before the next predictor step. (Order 3's corrector needs a third earlier prediction.)
+    The corrector mends the state at this node with the evaluation made there: the step that led here is taken again,
+    from the same state, with x0 interpolated through this node's prediction too. Predicted and corrected state differ
+    by x0 predictions alone, so that the correction is linear in the basis; it is added before the next predictor step.
+    The predictor's earliest node is one step older for the step that led here: hence `history` is the order that
+    diffusers names, one more than the predictor's.
     """
 
-    name = "unipc_2"
-    order = 3
-    history = 2
     carries: Carries = "x0"
 
-    def __init__(self) -> None:
-        self._predictor = UniP(2)
+    def __init__(self, order: int) -> None:
+        self.name, self.order, self.history = f"unipc_{order}", order + 1, order
+        self._predictor = UniP(order)
 
     def coefficients(self, t_history: Tensor, t_next: Tensor) -> Tensor:
-        past, t_next = self._times(t_history, t_next)
-        now, before, oldest = past
-        plain = self._predictor.coefficients(torch.stack(past[:2], -1), t_next)
-        log_snr = [self._predictor.variable(t) for t in past]
-        # The step that led here: its length in lambda, and in x / t times t.
-        length, weight = log_snr[0] - log_snr[1], (before - now) / before
-        place = (log_snr[2] - log_snr[1]) / length
-        first, second = exponential_moments(length)
-        slope = (second - first) / (place - 1)
-        young = torch.isnan(oldest)
-        new = torch.where(young, 0.5, first - slope)  # of x0(now) - x0(before)
-        old = zero_where(young, (slope - 0.5) / place)  # of x0(oldest) - x0(before), less the predictor's
-        kept = zero_where(torch.isnan(before), t_next / now * weight)  # the part of the correction that the step keeps
-        new, old = zero_where(kept == 0, kept * new), zero_where(kept == 0, kept * old)
-        state, velocity, earlier = plain.unbind(-1)
-        return torch.stack([state + new, velocity - now * new, earlier - new - old, old], -1)
+        past, t_next = split(t_history, t_next)
+        now, before, *older = past
+        state, velocity, *earlier = self._predictor.coefficients(torch.stack(past[:-1], -1), t_next).unbind(-1)
+        kept = zero_where(before.isnan(), t_next / now * (before - now) / before)  # of the step's length in x / t
+        predicted = self._predictor.shares(past[1:], now)
+        first, new, *others = self._corrected(now, before, older)
+        gains = [a - b for a, b in zip([first, *others], predicted, strict=True)]
+        new, *gains = [zero_where(kept == 0, kept * each) for each in (new, *gains)]
+        late = [a + b for a, b in zip([*earlier, torch.zeros_like(state)], gains, strict=True)]
+        return torch.stack([state + new, velocity - now * new, *late], -1)
+
+    def _corrected(self, now: Tensor, before: Tensor, older: list[Tensor]) -> list[Tensor]:
+        """Shares in the step before -> now of the x0 predictions at before, now, and the older nodes."""
+        start, end = log_snr(before), log_snr(now)
+        length = end - start
+        mean, *higher = exponential_moments(length, 1 + len(older))
+        missing = [t.isnan() for t in older]
+        mean = torch.where(missing[0], 0.5, mean)  # the corrector of order 1, which the paper allows
+        places = [torch.ones_like(length), *[(log_snr(t) - start) / length for t in older]]
+        return polynomial_shares(places, [before.isnan(), *missing], [mean, *higher])
