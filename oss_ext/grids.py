@@ -211,6 +211,29 @@ def for_model(spec: str, steps: int, model: NoiseRange) -> Tensor:
     return make(spec, steps, t_max=model.t_max, t_min=model.t_min, table=model.flow_table)
 
 
+def snap(t: Tensor, times: Tensor) -> Tensor:
+    """The grid `t` moved to flow times that a sampler can sit on: float64 [<= len(t)], descending, the last 0.
+
+    t: a grid, as `check` wants it. times: floating [n], strictly descending in (0, 1], such as a model's
+    `integer_times()`, or k / 1000 for flow samplers that truncate 1000 t; a last 0 is allowed and says nothing.
+    Each node but the last goes to the nearest of `times` (halfway: the cleaner); nodes that meet become one.
+    Raises TypeError or ValueError, naming `t` or `times`.
+    """
+    t = check(t, name="t")
+    if not isinstance(times, Tensor) or not times.is_floating_point():
+        came = f"a tensor of {times.dtype}" if isinstance(times, Tensor) else type(times).__name__
+        raise TypeError(f"times: got {came}, wanted a floating 1-D tensor of flow times")
+    if times.ndim != 1:
+        raise ValueError(f"times: got shape {list(times.shape)}, wanted [n]")
+    known = times.detach().to("cpu", torch.float64)
+    known = known[:-1] if len(known) and float(known[-1]) == 0 else known
+    if not len(known) or not bool(((known > 0) & (known <= 1)).all()) or not bool((known.diff() < 0).all()):
+        raise ValueError("times: wanted at least one flow time in (0, 1], strictly descending")
+    ascending = known.flip(0)
+    nearest = ascending[torch.searchsorted((ascending[1:] + ascending[:-1]) / 2, t[:-1])]
+    return torch.cat([nearest.unique_consecutive(), t.new_zeros(1)])
+
+
 def check(grid: Any, *, t_max: float = 1.0, t_min: float = 0.0, name: str = "grid") -> Tensor:
     """`grid` as float64 on the CPU if it is a legal grid for a model that knows t_min..t_max.
 

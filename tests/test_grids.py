@@ -137,3 +137,54 @@ def test_check_refuses_other_types_and_keeps_good_ones():
         grids.check(torch.tensor([1, 0]))
     good = grids.check(torch.tensor([0.9 * (1 + 1e-7), 0.5, 0.0]), t_max=0.9, t_min=0.1)
     assert good.dtype == torch.float64
+
+
+def test_snap_takes_the_nearest_time_and_merges_nodes_that_meet():
+    times = torch.tensor([0.9, 0.6, 0.5, 0.2, 0.1], dtype=torch.float64)
+    snapped = grids.snap(torch.tensor([0.95, 0.7, 0.56, 0.52, 0.51, 0.03, 0.0]), times)
+    assert snapped.tolist() == [0.9, 0.6, 0.5, 0.1, 0] and snapped.dtype == torch.float64
+    halfway = torch.tensor([0.75, 0.0], dtype=torch.float64)
+    assert grids.snap(halfway, torch.tensor([1, 0.5], dtype=torch.float64)).tolist() == [0.5, 0]
+    assert torch.equal(grids.snap(snapped, times), snapped), "what is representable stays"
+    assert torch.equal(grids.snap(snapped, torch.cat([times, times.new_zeros(1)])), snapped), "the 0 is no node"
+    assert grids.snap(snapped, times[:1]).tolist() == [0.9, 0]
+
+
+@pytest.mark.parametrize("family", ["epsilon", "v_param", "x0"])
+@pytest.mark.parametrize("name", grids.names())
+def test_snapped_grids_are_fed_whole_timesteps(name, family):
+    model = gaussian().families()[family]
+    times = model.integer_times()
+    assert torch.equal(model.timesteps(times), torch.arange(999, -1, -1, dtype=torch.float64))
+    t = grids.for_model(name, 40, model)
+    snapped = grids.snap(t, times)
+    timesteps = model.timesteps(snapped[:-1])
+    assert torch.equal(timesteps, timesteps.round())
+    assert torch.equal(grids.check(snapped, t_max=model.t_max, t_min=model.t_min), snapped)
+    moved = (snapped[:, None] - t).abs().amin(1)
+    assert (moved <= (times[:-1] - times[1:]).max() / 2).all()
+    if name == "ddim":
+        assert torch.equal(snapped, t)
+
+
+def test_families_without_timesteps_have_no_integer_times():
+    assert gaussian().flow().integer_times() is None and gaussian().edm().integer_times() is None
+
+
+@pytest.mark.parametrize(
+    ("times", "error", "message"),
+    [
+        ([0.5], TypeError, "times: got list"),
+        (torch.tensor([1]), TypeError, r"times: got a tensor of torch\.int64"),
+        (torch.tensor([[0.5]]), ValueError, r"times: got shape \[1, 1\]"),
+        (torch.tensor([0.0]), ValueError, "times: wanted at least one"),
+        (torch.tensor([0.2, 0.5]), ValueError, "times: .*strictly descending"),
+        (torch.tensor([0.5, float("nan"), 0.2]), ValueError, r"times: .*in \(0, 1\]"),
+        (torch.tensor([1.5, 0.5]), ValueError, r"times: .*in \(0, 1\]"),
+    ],
+)
+def test_snap_names_what_is_wrong(times, error, message):
+    with pytest.raises(error, match=message):
+        grids.snap(torch.tensor([1.0, 0.0]), times)
+    with pytest.raises(ValueError, match="t: got the last node"):
+        grids.snap(torch.tensor([1.0, 0.5]), torch.tensor([0.5]))
