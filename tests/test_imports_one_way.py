@@ -13,7 +13,7 @@ GROUPS = [
     {"_C"},
     {"build", "validate", "progress", "provenance", "models", "files", "fitting"},
     {"kernels", "grids", "solvers", "evaluate", "schedule_file"},
-    {"schedule", "teacher"},
+    {"schedule", "single_step", "teacher"},
     {"median", "stages", "costs", "calibration", "zoo"},
     {"search_core"},
     {"result"},
