@@ -48,16 +48,19 @@ def polynomial_shares(places: list[Tensor], missing: list[Tensor], moments: list
     places: the other nodes, one or more, in units of the step, each [...]. missing: bool [...] each, true for a node
     that is to be left out, and then for those after it too. moments: the means of s, s^2, ..., one for each place.
 
-    Newton's form, sum_k f[0..k] mean of (s - s_0)...(s - s_(k-1)). In nodes that go back in order its sums have terms
-    of one sign each: nothing cancels. A last node at infinity drops out, as its divided differences are 0.
+    Newton's form, sum_k f[0..k] mean of s (s - s_1)...(s - s_(k-1)), each factor but the first divided by -s_m here and
+    multiplied back below, so that steps far shorter than those before do not overflow. In nodes that go back in order
+    its sums have terms of one sign each: nothing cancels. A last node at infinity drops out: its divided differences
+    are 0.
     """
     zero, one = torch.zeros_like(moments[0]), torch.ones_like(moments[0])
     nodes, shares = [zero, *places], [one, *[zero] * len(places)]
-    power = [zero, one]  # coefficients of (s - s_0)...(s - s_(k-1)), the constant first
+    power = [one]  # coefficients of (1 - s / s_1)...(1 - s / s_(k-1)), the constant first
     for k, (left_out, place) in enumerate(zip(missing, places, strict=True), start=1):
-        mean = sum((c * m for c, m in zip(power[1:], moments, strict=False)), start=zero)
+        mean = sum((c * m for c, m in zip(power, moments, strict=False)), start=zero)
         for i in range(k + 1):
-            gap = math.prod((nodes[i] - nodes[m] for m in range(k + 1) if m != i), start=one)
-            shares[i] = shares[i] + zero_where(left_out, mean / gap)
-        power = [low - place * high for low, high in zip([zero, *power], [*power, zero], strict=True)]
+            weight = 1 / place if i == k else (1 if i == 0 else -1) / (nodes[i] - place)
+            others = (nodes[m] / (nodes[m] - nodes[i]) for m in range(1, k) if m != i)
+            shares[i] = shares[i] + zero_where(left_out, mean * math.prod(others, start=weight))
+        power = [high - low / place for low, high in zip([zero, *power], [*power, zero], strict=True)]
     return shares
