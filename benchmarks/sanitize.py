@@ -17,9 +17,9 @@ def main() -> None:
     generator = torch.Generator("cuda").manual_seed(0)
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         for batch, nodes, dim in SIZES:
-            for count in (1, 2, 3, 4):
-                rows = [torch.randn(batch, nodes, dim, device="cuda", generator=generator).to(dtype) for _ in range(5)]
-                basis, target = rows[:count], rows[4]
+            for count in range(1, kernels.MAX_BASIS + 1):
+                rows = [torch.randn(batch, nodes, dim, device="cuda", generator=generator) for _ in range(count + 1)]
+                *basis, target = (row.to(dtype) for row in rows)
                 coefficients = torch.randn(nodes, nodes, count, device="cuda", generator=generator)
                 weight = torch.rand(dim, device="cuda", generator=generator)
                 costs = [

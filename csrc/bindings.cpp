@@ -306,6 +306,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("advance", &advance);
   m.def("gram", &gram);
   m.def("min_plus", &min_plus);
+  m.attr("MAX_BASIS") = kMaxBasis;
   m.def("build_info", [] {
     py::dict info;
     info["version"] = OSS_EXT_VERSION;

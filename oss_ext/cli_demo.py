@@ -110,7 +110,7 @@ def _device_name(device: torch.device) -> str:
 
 def _run(
     model: ZooModel, steps: int, teacher_steps: int, samples: int, heldout: int, console: Console
-) -> tuple[dict[int, Schedule], dict[str, Column], dict[str, Tensor], dict[str, int]]:
+) -> tuple[dict[int, Schedule], dict[str, Column], dict[str, Tensor], dict[str, float]]:
     """(OSS schedules by budget, PSNR by sampler and budget, pictures by title, evaluations a sample)."""
     noise, cond = model.noise(samples, "search")
     unseen, labels = model.noise(heldout, "heldout")

@@ -31,14 +31,15 @@ def evaluate(
     cond: Mapping[str, Tensor],
     dtype: torch.dtype,
     batch_size: int,
-    labels: Sequence[int],
+    labels: Sequence[int] | None,
     tick: Callable[[int], None],
+    first_sample: int = 0,
 ) -> Tensor:
     """Velocities [B, m, ...], in the dtype of `states`.
 
     states: [B, m, ...], any strides. t: float64 [m], flow times > 0. cond: tensors [B, ...].
-    dtype: what the network is fed. labels: [m], the node numbers that errors name.
-    tick: told the evaluations made, after every batch.
+    dtype: what the network is fed. labels: [m], the node numbers that errors name, None where there are none.
+    first_sample: the number of the first sample, for errors. tick: told the evaluations made, after every batch.
 
     Raises ValueError or TypeError for an output of another shape, dtype or device, and for NaN or inf in one: that
     error names the node, its flow time and the sample, as soon as the whole of `states` has been evaluated.
@@ -61,9 +62,10 @@ def evaluate(
     if not bool(finite.all()):
         first = int((~finite).nonzero()[0])
         at = first % nodes
+        time = f"flow time {float(t[at]):.9g}"
+        where = time if labels is None else f"node {labels[at]} ({time})"
         raise ValueError(
-            f"model: returned NaN or inf at node {labels[at]} (flow time {float(t[at]):.9g}), sample {first // nodes}; "
-            "wanted finite numbers"
+            f"model: returned NaN or inf at {where}, sample {first_sample + first // nodes}; wanted finite numbers"
         )
     return out
 

@@ -17,7 +17,10 @@ from torch import Tensor
 
 from oss_ext.build import _C
 
-__all__ = ["advance", "gram", "min_plus", "min_reduce", "pairwise_cost"]
+__all__ = ["MAX_BASIS", "advance", "gram", "min_plus", "min_reduce", "pairwise_cost"]
+
+MAX_BASIS: int = _C.MAX_BASIS
+"""Most vectors a basis may hold: a node's state, its model output and four earlier predictions."""
 
 
 def _launch(device: torch.device) -> _C.Launch:
@@ -32,7 +35,7 @@ def _accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
 def _first(basis: Sequence[Tensor]) -> Tensor:
     if isinstance(basis, Tensor) or not isinstance(basis, Sequence) or not basis:
         came = f"a tensor of shape {list(basis.shape)}" if isinstance(basis, Tensor) else repr(basis)
-        raise TypeError(f"basis: got {came}, wanted a sequence of 1 to 4 tensors [batch, nodes, dim]")
+        raise TypeError(f"basis: got {came}, wanted a sequence of 1 to {MAX_BASIS} tensors [batch, nodes, dim]")
     first = basis[0]
     if not isinstance(first, Tensor):
         raise TypeError(f"basis[0]: got {type(first).__name__}, wanted a torch.Tensor")
@@ -70,8 +73,8 @@ def pairwise_cost(
     and i in `sources`; +inf elsewhere. The N x N x D candidates are never stored.
 
     Args:
-        basis: P = 1..4 tensors [B, M, D] of one dtype (float32, bfloat16, float16 or float64): the vectors u_p(i) of
-            node i. The last dimension is contiguous, the other strides are free.
+        basis: P = 1..`MAX_BASIS` tensors [B, M, D] of one dtype (float32, bfloat16, float16 or float64): the vectors
+            u_p(i) of node i. The last dimension is contiguous, the other strides are free.
         coefficients: [M, M, P], shared by the batch, or [B, M, M, P]; cast to the accumulate dtype.
         target: [B, M, D], the dtype of the basis: the teacher's states.
         weight: [D], or None for ones.

@@ -40,5 +40,5 @@ class Provenance(BaseModel):
     replayed_cost: float | None = Field(default=None, ge=0)
     model: dict[str, JsonValue] = Field(default_factory=dict)
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
-    nfe: dict[str, int] = Field(default_factory=dict)
+    nfe: dict[str, int | float] = Field(default_factory=dict)
     version: str = Field(default_factory=library_version)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from oss_ext.models import Denoiser
+from oss_ext.plan import Plan
 from oss_ext.provenance import Provenance
 from oss_ext.schedule import Schedule
 from oss_ext.search_core import Found
@@ -24,8 +25,11 @@ class SearchResult:
         noise, float32 for half types.
     t: float64 [N + 1], the teacher's grid; grid: its name, "custom" for a tensor.
     values: float64 [K, N + 1] (joint, mean over the samples) or [K, B, N + 1]: entry [k - 1, ..., j] is the least cost
-        found of reaching node j with exactly k steps, +inf where that is impossible. backpointers: int32, alike, -1.
-    nfe: network evaluations a sample: "teacher", "search", "replay" (median only), "total"; a guided one counts once.
+        found of reaching node j with exactly k steps, +inf where that is impossible or j was no candidate.
+        backpointers: int32, alike, -1; with a beam, of the best state. Both None with solver "auto".
+    nfe: network evaluations a sample: "teacher", "search", what else was spent, "total"; a guided one counts once.
+    table: with solver "auto" all schedules that were tried, a dict each (steps, family, path, solver, cost); costs,
+        endpoints and teacher are then those of the samples that judged, the last ones. None otherwise.
     """
 
     schedules: dict[int, Schedule | list[Schedule]]
@@ -34,12 +38,13 @@ class SearchResult:
     teacher: Tensor
     t: Tensor
     grid: str
-    values: Tensor
-    backpointers: Tensor
-    nfe: dict[str, int]
+    values: Tensor | None
+    backpointers: Tensor | None
+    nfe: dict[str, float]
     solver: str
     share: str
     start: str
+    table: list[dict[str, Any]] | None = None
 
     @property
     def steps(self) -> int:
@@ -61,55 +66,54 @@ class SearchResult:
             "teacher_steps": len(found.t) - 1,
             "share": found.share,
             "start": found.start,
-            "samples": len(found.teacher),
+            "samples": found.samples,
             "model": model.describe(),
             "metadata": dict(metadata or {}),
             "nfe": found.nfe,
         }
         schedules: dict[int, Schedule | list[Schedule]] = {}
-        for budget, (path, cost) in enumerate(zip(found.paths, found.costs, strict=True), start=1):
+        for budget, plans in found.plans.items():
+            cost = found.costs[budget]
             if found.share == "per_sample":
                 schedules[budget] = [
-                    _schedule(found, nodes, model, {**common, "sample": sample, "cost": float(cost[sample])})
-                    for sample, nodes in enumerate(path)
+                    _schedule(plan, model, {**common, "sample": sample, "cost": float(cost[sample])})
+                    for sample, plan in enumerate(plans)
                 ]
             else:
                 score = "replayed_cost" if found.share == "median" else "cost"
-                own = found.coefficients[budget - 1] if found.coefficients else None
-                schedules[budget] = _schedule(found, path, model, {**common, score: float(cost.mean())}, own)
-        budgets = range(1, len(found.paths) + 1)
+                schedules[budget] = _schedule(plans[0], model, {**common, score: float(cost.mean())})
         return cls(
             schedules=schedules,
-            costs=dict(zip(budgets, found.costs, strict=True)),
-            endpoints=dict(zip(budgets, found.endpoints, strict=True)),
+            costs=found.costs,
+            endpoints=found.endpoints,
             teacher=found.teacher,
             t=found.t,
             grid=grid,
             values=found.values,
             backpointers=found.backpointers,
             nfe=found.nfe,
-            solver=found.solver.name,
+            solver=found.solver,
             share=found.share,
             start=found.start,
+            table=None if found.table is None else [row.describe() for row in found.table],
         )
 
     def __repr__(self) -> str:
         costs = ", ".join(f"{budget}: {float(cost.mean()):.3e}" for budget, cost in self.costs.items())
         return (
             f"SearchResult({self.solver}, {self.share}, {self.start} start, {len(self.teacher)} samples, "
-            f"grid {self.grid!r} of {len(self.t) - 1} steps, {self.nfe['total']} evaluations a sample, "
+            f"grid {self.grid!r} of {len(self.t) - 1} steps, {self.nfe['total']:g} evaluations a sample, "
             f"cost by budget {{{costs}}})"
         )
 
 
-def _schedule(
-    found: Found, nodes: Tensor, model: Denoiser, origin: dict[str, Any], coefficients: Tensor | None = None
-) -> Schedule:
+def _schedule(plan: Plan, model: Denoiser, origin: dict[str, Any]) -> Schedule:
     return Schedule.from_grid(
-        found.t[nodes],
-        found.solver,
+        plan.t,
+        plan.solver,
         model,
-        nodes=nodes,
-        coefficients=coefficients,
+        nodes=plan.nodes,
+        coefficients=plan.coefficients,
+        noise_scale=plan.noise_scale,
         provenance=Provenance(**origin),
     )

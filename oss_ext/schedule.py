@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ class Schedule:
     solver: the name of the solver that the coefficients came from.
     carries: which prediction of earlier nodes the coefficients apply to: "velocity", "x0" or "epsilon".
     nodes: int64 [k + 1], ascending: which nodes of the teacher's grid; None for a schedule that was not searched.
+    noise_scale: sampling starts at noise_scale * noise; NaN becomes t[0], what every stock sampler does.
     sigmas: float64 [k + 1], the model family's noise levels. timesteps: float64 [k], what the network is fed.
     parameterization: the model family: "flow", "edm", "epsilon", "v_param", "x0".
     """
@@ -41,6 +43,7 @@ class Schedule:
     nodes: Tensor | None = None
     provenance: Provenance = field(default_factory=Provenance)
     carries: solvers.Carries = "velocity"
+    noise_scale: float = math.nan
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "t", grids.check(self.t, name="t"))
@@ -56,6 +59,7 @@ class Schedule:
         if self.timesteps.shape != (steps,):
             raise ValueError(f"timesteps: got shape {list(self.timesteps.shape)}, wanted [{steps}]")
         choice("carries", self.carries, solvers.CARRIES)
+        object.__setattr__(self, "noise_scale", _scale(self.noise_scale, self.t))
         if self.nodes is not None:
             object.__setattr__(self, "nodes", _nodes(self.nodes, steps))
 
@@ -73,11 +77,12 @@ class Schedule:
         *,
         nodes: Tensor | None = None,
         coefficients: Tensor | None = None,
+        noise_scale: float = math.nan,
         provenance: Provenance | None = None,
     ) -> Schedule:
         """The schedule of `solver` along the flow times `t`, a floating [k + 1] as from `grids.make`.
 
-        coefficients: [k, P], instead of those of the solver's formula; "fitted" has none and wants them.
+        coefficients: [k, P], instead of those of the solver's formula; "fitted" and "mixed" have none and want them.
         model: whose terms `sigmas` and `timesteps` are in, whose range `t` is checked against; None: a flow model's.
         """
         scheme = solvers.get(solver)
@@ -99,6 +104,7 @@ class Schedule:
             nodes,
             provenance or origin,
             scheme.carries,
+            noise_scale,
         )
 
     @overload
@@ -139,7 +145,7 @@ class Schedule:
         """x0 [B, ...] in the dtype of `noise`, after `steps` network evaluations a sample.
 
         noise: [B, ...], unit normal; its dtype is what the network is fed, its device where it runs. The first state is
-            t[0] * noise.
+            noise_scale * noise.
         cond: tensors [B, ...], handed to the network's function by name.
         batch_size: network inputs a batch; None: 2^20 numbers, at most 256 inputs.
         progress: True for a bar, or a callback (evaluations made, in all).
@@ -156,7 +162,7 @@ class Schedule:
         grids.check(self.t, t_max=model.t_max, t_min=model.t_min, name="t of the schedule")
 
         walk = solvers.Walk(
-            noise.to(state_dtype(noise.dtype)) * float(self.t[0]), self.carries, self.coefficients.shape[1] - 2
+            noise.to(state_dtype(noise.dtype)) * self.noise_scale, self.carries, self.coefficients.shape[1] - 2
         )
         trajectory = [walk.state]
         with Counter(self.steps * len(noise), progress, "sampling") as counter:
@@ -186,6 +192,7 @@ class Schedule:
                 parameterization=self.parameterization,
                 solver=self.solver,
                 carries=self.carries,
+                noise_scale=self.noise_scale,
                 t=self.t.tolist(),
                 nodes=None if self.nodes is None else self.nodes.tolist(),
                 sigmas=self.sigmas.tolist(),
@@ -209,6 +216,7 @@ class Schedule:
             parameterization=content.parameterization,
             nodes=None if content.nodes is None else torch.tensor(content.nodes, dtype=torch.int64),
             provenance=content.provenance,
+            noise_scale=math.nan if content.noise_scale is None else content.noise_scale,
         )
 
     def __repr__(self) -> str:
@@ -229,6 +237,14 @@ def _numbers(name: str, value: Any) -> Tensor:
     if not bool(torch.isfinite(value).all()):
         raise ValueError(f"{name}: got NaN or inf, wanted finite numbers")
     return value
+
+
+def _scale(value: Any, t: Tensor) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"noise_scale: got {type(value).__name__}, wanted a number")
+    if math.isinf(value):
+        raise ValueError(f"noise_scale: got {value}, wanted a finite number")
+    return float(t[0]) if math.isnan(value) else float(value)
 
 
 def _nodes(value: Any, steps: int) -> Tensor:

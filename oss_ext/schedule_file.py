@@ -31,6 +31,7 @@ class ScheduleFile(BaseModel):
     parameterization: str
     solver: str
     carries: Literal["velocity", "x0", "epsilon"] = "velocity"  # files of before it was recorded lack it
+    noise_scale: float | None = None  # likewise: t[0]
     t: list[FlowTime] = Field(min_length=2)
     nodes: list[Annotated[int, Field(ge=0)]] | None
     sigmas: list[float]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,13 +10,16 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from oss_ext import grids, solvers
+from oss_ext.auto import Auto
 from oss_ext.evaluate import evaluate, pick_batch_size
 from oss_ext.models import Denoiser
 from oss_ext.progress import Counter, ProgressCallback, check_progress
 from oss_ext.provenance import Provenance
 from oss_ext.result import SearchResult
-from oss_ext.search_core import Core, Found, count_evaluations, dp_core
-from oss_ext.validate import check_cond, check_model, check_noise, whole_number
+from oss_ext.search_core import Core, Found, dp_core, rehearse
+from oss_ext.validate import check_cond, check_model, check_noise, choice, whole_number
+
+NODES = ("any", "integer")
 
 
 @torch.no_grad()
@@ -27,15 +30,19 @@ def dp_search(
     *,
     teacher_steps: int = 200,
     grid: str | Tensor = "flow",
-    solver: str | solvers.Solver = "euler",
+    solver: str | solvers.Solver | Auto = "euler",
     share: str = "joint",
     start: str = "fixed",
+    teacher_solver: str | solvers.Solver = "euler",
+    candidates: int | None = None,
+    nodes: str = "any",
+    beam: int = 1,
     cond: Mapping[str, Tensor] | None = None,
     batch_size: int | None = None,
     progress: bool | ProgressCallback = False,
     metadata: Mapping[str, Any] | None = None,
 ) -> SearchResult:
-    """Distils schedules of 1..`steps` steps from the model's own trajectory of `teacher_steps` Euler steps.
+    """Distils schedules of 1..`steps` steps from the model's own trajectory of `teacher_steps` steps.
 
     OSS (Pei, Han, Gu, arXiv 2503.21774), Algorithm 1: of all steps i -> j into a node, the one that lands nearest to
     the teacher's state there is kept; exactly k steps at stage k.
@@ -46,17 +53,24 @@ def dp_search(
     steps: the largest budget K, 1..teacher_steps.
     grid: a name with parameters ("flow", "flow:shift=3", "edm:rho=7", see `grids.make`), or a floating tensor of flow
         times [N + 1], descending and ending in 0; teacher_steps is then N, whatever was given.
-    solver: a name of `solvers.names()` or a `Solver`: what the schedule will be deployed with.
+    solver: a name of `solvers.names()` or a `Solver`: what the schedule will be deployed with. "fitted": least-squares
+        coefficients; "mixed": every step its own order; both are kept in the schedule. "auto" or an `Auto`: several
+        families, judged on a quarter of the samples; `result.table` says what was tried.
     share: "joint": one schedule for all samples, costs summed over them; "median": the paper's OSS-ave, the
         elementwise median of every sample's own schedule; "per_sample": one for each.
-    start: "fixed": the first step leaves node 0; "free": it may leave any node i, from the state t_i * noise.
+    start: "fixed": the first step leaves node 0; "free": it may leave any node i, from the state t_i * noise (fitted:
+        c_i * noise with the c_i that comes nearest to the teacher).
+    teacher_solver: a name of `solvers.formulas()`, what the teacher is integrated with.
+    candidates: search on this many nodes of the grid, placed where the teacher's velocity turns; None: on all.
+    nodes: "integer": only flow times of whole timesteps, for deployed samplers that truncate them.
+    beam: how many states a node keeps; above 1 only with share "joint".
     cond: tensors [B, ...], handed to the network by name.
     batch_size: network inputs a batch; None: 2^20 numbers, at most 256 inputs.
     progress: True for a bar with evaluations and time left, or a callback (evaluations made, in all).
     metadata: JSON values to keep in the schedules' provenance (guidance scale, checkpoint, ...).
 
-    Memory: a few times B * teacher_steps * D numbers. Evaluations a sample: teacher_steps, and at most teacher_steps a
-    budget.
+    Memory: a few times B * teacher_steps * D numbers, and beam times B * candidates * D. Evaluations a sample:
+    teacher_steps, and at most beam * candidates a budget.
 
     Raises TypeError or ValueError that names the argument, before any evaluation; and for outputs of another shape,
     dtype or device, or with NaN or inf (the node, its flow time and the sample are named).
@@ -64,21 +78,44 @@ def dp_search(
     check_model(model)
     noise = check_noise(noise)
     given = check_cond(cond, noise)
-    t, grid_name = _grid(grid, teacher_steps, model)
+    t, grid_name = _grid(grid, teacher_steps, model, nodes)
     progress = check_progress(progress)
     rows = pick_batch_size(batch_size, noise[0].numel())
     _check_metadata(metadata)
-    core = dp_core(noise, t, steps, solver=solver, share=share, start=start)
-    total = count_evaluations(len(t) - 1, steps, share, start)["total"] * len(noise)
-    with Counter(total, progress, "search") as counter:
-        found = drive(core, model, t, cond=given, dtype=noise.dtype, batch_size=rows, counter=counter)
+
+    def make_grid(name: str, count: int) -> Tensor:
+        stock = grids.for_model(name, count, model)
+        return stock if nodes == "any" else _on_whole_timesteps(stock, model)
+
+    def core_on(noise: Tensor) -> Core:
+        return dp_core(
+            noise,
+            t,
+            steps,
+            solver=solver,
+            share=share,
+            start=start,
+            teacher_solver=teacher_solver,
+            candidates=candidates,
+            beam=beam,
+            make_grid=make_grid,
+        )
+
+    core = core_on(noise)
+    with Counter(_count(core_on, len(noise), solver) if progress else 0, progress, "search") as counter:
+        found = drive(core, model, cond=given, dtype=noise.dtype, batch_size=rows, counter=counter)
     return SearchResult.build(found, model, grid=grid_name, metadata=metadata)
+
+
+def _count(core_on: Callable[[Tensor], Core], samples: int, solver: str | solvers.Solver | Auto) -> int:
+    """Evaluations that a search over this many samples will make, all samples together."""
+    few = samples if solver == "auto" or isinstance(solver, Auto) else min(samples, 2)  # what is asked of each is alike
+    return rehearse(core_on(torch.ones(few, 1))) * samples // few
 
 
 def drive(
     core: Core,
     model: Denoiser,
-    t: Tensor,
     *,
     cond: Mapping[str, Tensor],
     dtype: torch.dtype,
@@ -87,19 +124,21 @@ def drive(
 ) -> Found:
     """Answers every ask of `core` with `model`; see `evaluate` for the arguments and the errors."""
     try:
-        states, nodes = next(core)
+        ask = next(core)
         while True:
+            names = ask.nodes.tolist() if ask.nodes is not None else None
             velocities = evaluate(
                 model,
-                states,
-                t[nodes],
-                cond=cond,
+                ask.states,
+                ask.t,
+                cond={key: value[ask.samples] for key, value in cond.items()},
                 dtype=dtype,
                 batch_size=batch_size,
-                labels=nodes.tolist(),
+                labels=names,
+                first_sample=ask.samples.start,
                 tick=counter.add,
             )
-            states, nodes = core.send(velocities)
+            ask = core.send(velocities)
     except StopIteration as done:
         found: Found = done.value
         return found
@@ -117,9 +156,20 @@ def _check_metadata(metadata: Any) -> None:
         raise ValueError(f"metadata: got {dict(metadata)!r}, wanted JSON values ({error.errors()[0]['msg']})") from None
 
 
-def _grid(grid: str | Tensor, teacher_steps: int, model: Denoiser) -> tuple[Tensor, str]:
+def _grid(grid: str | Tensor, teacher_steps: int, model: Denoiser, nodes: str) -> tuple[Tensor, str]:
     """(flow times, name for provenance)."""
+    choice("nodes", nodes, NODES)
     if isinstance(grid, Tensor):
-        return grids.check(grid, t_max=model.t_max, t_min=model.t_min), "custom"
-    count = whole_number("teacher_steps", teacher_steps, least=1)
-    return grids.for_model(grid, count, model), grid
+        t, name = grids.check(grid, t_max=model.t_max, t_min=model.t_min), "custom"
+    else:
+        count = whole_number("teacher_steps", teacher_steps, least=1)
+        t, name = grids.for_model(grid, count, model), grid
+    if nodes == "any":
+        return t, name
+    return _on_whole_timesteps(t, model), name
+
+
+def _on_whole_timesteps(t: Tensor, model: Denoiser) -> Tensor:
+    if model.flow_table is None:
+        raise ValueError(f"nodes: got 'integer' with a {model.parameterization} model, which has no whole timesteps")
+    return grids.snap(t, model.flow_table.flip(0))

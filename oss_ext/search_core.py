@@ -7,18 +7,21 @@ samples may share.
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from oss_ext import grids, solvers
+from oss_ext.auto import Auto, MakeGrid, Row, run_auto
+from oss_ext.distil import distil
 from oss_ext.evaluate import state_dtype
-from oss_ext.median import count_replays, elementwise_median, replay, squared_error
-from oss_ext.stages import Stage, run_stages
+from oss_ext.median import elementwise_median
+from oss_ext.plan import Plan
 from oss_ext.teacher import Ask, Teacher, integrate
 from oss_ext.validate import check_noise, choice, whole_number
+from oss_ext.walks import run, squared_error
 
 SHARES = ("joint", "median", "per_sample")
 STARTS = ("fixed", "free")
@@ -26,41 +29,35 @@ STARTS = ("fixed", "free")
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found, for budgets k = 1..K over B samples and the N + 1 nodes of the grid t.
+    """What a search found, over B samples and the N + 1 nodes of the grid t. D numbers a sample.
 
-    t: float64 [N + 1]. share, start: as given. solver: the Solver.
-    paths: K tensors of nodes, int64 on the CPU: [k + 1], or [B, k + 1] with share "per_sample".
+    plans: {k: one plan, or with share "per_sample" B of them}, for every budget k.
+    costs: {k: float64 [B] on the CPU}: mean squared distance to the teacher at the clean node along the plans.
+    endpoints: {k: [B, *shape]}, the states there; teacher: [B, *shape], the teacher's. In the states' dtype.
     values: float64 on the CPU, [K, N + 1] (joint; mean over the samples) or [K, B, N + 1]; +inf where unreached.
     backpointers: int32, as `values`; -1 where unreached. For share "median" those of its per-sample searches.
-    costs: K tensors float64 [B] on the CPU: mean squared distance to the teacher at the clean node along `paths`.
-    endpoints: K tensors [B, *shape], the states there; teacher: [B, *shape], the teacher's. In the states' dtype.
-    nfe: network evaluations a sample: "teacher", "search", "replay", "total".
-    coefficients: K tensors float64 [k, P] on the CPU, of the steps of `paths`; None where a formula gives them.
+    nfe: network evaluations a sample: "teacher", "search", what else was spent, "total". Fractions where only some of
+        the samples were evaluated.
+    table: with solver "auto" everything that was tried. B is then the number of validation samples, and values and
+        backpointers are None.
     """
 
     t: Tensor
-    solver: solvers.Solver
+    solver: str
     share: str
     start: str
-    paths: list[Tensor]
-    values: Tensor
-    backpointers: Tensor
-    costs: list[Tensor]
-    endpoints: list[Tensor]
+    samples: int
+    plans: dict[int, list[Plan]]
+    costs: dict[int, Tensor]
+    endpoints: dict[int, Tensor]
     teacher: Tensor
-    nfe: dict[str, int]
-    coefficients: list[Tensor] | None = None
+    values: Tensor | None
+    backpointers: Tensor | None
+    nfe: dict[str, float]
+    table: list[Row] | None = None
 
 
 Core: TypeAlias = Generator[Ask, Tensor, Found]
-
-
-def count_evaluations(teacher_steps: int, steps: int, share: str, start: str) -> dict[str, int]:
-    """Network evaluations a sample: "teacher", "search", "replay" (of median schedules), "total"."""
-    fixed = start == "fixed"
-    search = sum(teacher_steps - budget + 1 for budget in range(2, steps + 1)) + (0 if fixed else teacher_steps - 1)
-    again = count_replays(steps, reuse_first=fixed) if share == "median" else 0
-    return {"teacher": teacher_steps, "search": search, "replay": again, "total": teacher_steps + search + again}
 
 
 def dp_core(
@@ -68,32 +65,110 @@ def dp_core(
     t: Tensor,
     steps: int,
     *,
-    solver: str | solvers.Solver = "euler",
+    solver: str | solvers.Solver | Auto = "euler",
     share: str = "joint",
     start: str = "fixed",
+    teacher_solver: str | solvers.Solver = "euler",
+    candidates: int | None = None,
+    beam: int = 1,
+    make_grid: MakeGrid = grids.make,
 ) -> Core:
-    """Checks its input and returns a generator: it yields (states, nodes), is sent velocities, and returns a `Found`.
+    """Checks its input and returns a generator: it yields an `Ask`, is sent velocities, and returns a `Found`.
 
-    noise: [B, *shape], unit normal. t: [N + 1], a grid. The other arguments, and the errors, are those of `dp_search`.
-    states: [B, m, *shape] in flow coordinates, float32 (float64 for float64 noise), valid until the next `send`.
-    nodes: int64 [m] on the CPU, all below N. Sent: velocities [B, m, *shape], floating, where the noise is.
+    noise: [B, *shape], unit normal. t: [N + 1], a grid. make_grid: makes the stock grids that "auto" tries. The other
+    arguments, and the errors, are those of `dp_search`.
+    Asked: states [b, m, *shape] in flow coordinates, float32 (float64 for float64 noise), valid until the next `send`;
+    their m flow times; which b samples. Sent: velocities [b, m, *shape], floating, where the noise is.
 
         core = dp_core(noise, t, 10)
         try:
-            states, nodes = next(core)
+            ask = next(core)
             while True:
-                states, nodes = core.send(velocities(states, t[nodes]))
+                ask = core.send(velocities(ask.states, ask.t, cond[ask.samples]))
         except StopIteration as done:
             found = done.value
     """
     noise, t = check_noise(noise), grids.check(t)
-    steps = whole_number("steps", steps, least=1, most=len(t) - 1, most_is=", the steps of the grid")
-    scheme = solvers.get(solver)
+    last = len(t) - 1
+    steps = whole_number("steps", steps, least=1, most=last, most_is=", the steps of the grid")
     choice("share", share, SHARES)
     choice("start", start, STARTS)
-    if isinstance(scheme, solvers.Fitted) and share != "joint":
-        raise ValueError(f"share: got {share!r} with fitted coefficients, which all samples share, wanted 'joint'")
-    return _checked(_run(noise.to(state_dtype(noise.dtype)), t, steps, scheme, share, start))
+    guide = solvers.get(teacher_solver)
+    if solvers.is_searched(guide):
+        raise ValueError(f"teacher_solver: got {guide.name!r}, wanted one of {', '.join(solvers.formulas())}")
+    if candidates is not None:
+        candidates = min(whole_number("candidates", candidates, least=steps), last)
+    beam = whole_number("beam", beam, least=1)
+    if beam > 1 and share != "joint":
+        raise ValueError(f"share: got {share!r} with a beam of {beam}, wanted 'joint'")
+    config = Auto() if solver == "auto" else solver
+    scheme = config if isinstance(config, Auto) else solvers.get(config)
+    if isinstance(scheme, Auto):
+        _check_auto(scheme, noise, steps)
+    if isinstance(scheme, Auto | solvers.Fitted) and share != "joint":
+        raise ValueError(f"share: got {share!r} with solver {scheme.name!r}, which all samples share, wanted 'joint'")
+    if isinstance(scheme, solvers.Mixed) and share == "median":
+        raise ValueError("share: got 'median' with solver 'mixed', whose choices have no median, wanted another")
+    noise = noise.to(state_dtype(noise.dtype))
+    tally = _Tally(len(noise))
+    options: dict[str, Any] = {"free": start == "free", "candidates": candidates, "beam": beam}
+    if isinstance(scheme, Auto):
+        core = _auto(noise, t, steps, scheme, make_grid, guide, tally, options)
+    else:
+        core = _one(noise, t, steps, scheme, share, guide, tally, options)
+    return _checked(core)
+
+
+def rehearse(core: Core) -> int:
+    """Evaluations of all its samples together that a core asks for, found by answering every ask with random numbers.
+
+    For a core whose noise has the true number of samples but one number each, so that it costs next to nothing.
+    """
+    total, generator = 0, torch.Generator().manual_seed(0)
+    try:
+        ask = next(core)
+        while True:
+            total += ask.states.shape[0] * ask.states.shape[1]
+            ask = core.send(torch.randn(ask.states.shape, generator=generator))
+    except StopIteration:
+        return total
+
+
+class _Tally:
+    """Counts evaluations by what they are for."""
+
+    def __init__(self, samples: int) -> None:
+        self._samples = samples
+        self._made: dict[str, int] = {}
+
+    def __call__(self, name: str, part: Generator[Ask, Tensor, Any]) -> Generator[Ask, Tensor, Any]:
+        self._made.setdefault(name, 0)
+        try:
+            ask = next(part)
+            while True:
+                self._made[name] += ask.states.shape[0] * ask.states.shape[1]
+                ask = part.send((yield ask))
+        except StopIteration as done:
+            return done.value
+
+    def per_sample(self) -> dict[str, float]:
+        made = {**self._made, "total": sum(self._made.values())}
+        return {
+            name: count // self._samples if count % self._samples == 0 else count / self._samples
+            for name, count in made.items()
+        }
+
+
+def _check_auto(config: Auto, noise: Tensor, steps: int) -> None:
+    if len(noise) < 2:
+        raise ValueError("noise: got 1 sample with solver 'auto', wanted at least 2: some of them only judge")
+    for budget in config.budgets or ():
+        whole_number("budgets", budget, least=1, most=steps, most_is=", the steps of the search")
+    for name in config.stock:
+        if solvers.is_searched(solvers.get(name)):
+            raise ValueError(f"stock: got {name!r}, wanted solvers of {', '.join(solvers.formulas())}")
+    if not 0 < config.validation < 1:
+        raise ValueError(f"validation: got {config.validation}, wanted a share between 0 and 1")
 
 
 def _checked(core: Core) -> Core:
@@ -101,7 +176,7 @@ def _checked(core: Core) -> Core:
     ask = next(core)
     while True:
         sent = yield ask
-        wanted = ask[0]
+        wanted = ask.states
         if not isinstance(sent, Tensor) or not sent.is_floating_point():
             came = f"a tensor of {sent.dtype}" if isinstance(sent, Tensor) else type(sent).__name__
             raise TypeError(f"velocities: got {came}, wanted a floating tensor {list(wanted.shape)}")
@@ -118,62 +193,84 @@ def _checked(core: Core) -> Core:
             return found
 
 
-def _run(noise: Tensor, t: Tensor, steps: int, solver: solvers.Solver, share: str, start: str) -> Core:
-    joint, free = share == "joint", start == "free"
-    teacher = yield from integrate(noise, t)
-    stages = yield from run_stages(noise, t, steps, solver, teacher, joint=joint, free=free)
-    shape = noise.shape
-    paths = [_walk(stages[:budget]) for budget in range(1, steps + 1)]
-    values = torch.stack([stage.values for stage in stages])
-    found = Found(
-        t=t,
-        solver=solver,
-        share=share,
-        start=start,
-        paths=paths,
-        coefficients=[_along(stages, path) for path in paths] if isinstance(solver, solvers.Fitted) else None,
-        values=values / shape[0] if joint else values,
-        backpointers=torch.stack([stage.backpointers for stage in stages]),
-        costs=[stage.cost for stage in stages],
-        endpoints=[stage.endpoint.view(shape) for stage in stages],
-        teacher=teacher.states[:, -1].clone().view(shape),  # a view would keep the whole trajectory alive
-        nfe=count_evaluations(len(t) - 1, steps, share, start),
-    )
+def _one(
+    noise: Tensor,
+    t: Tensor,
+    steps: int,
+    solver: solvers.Solver,
+    share: str,
+    guide: solvers.Solver,
+    tally: _Tally,
+    options: dict[str, Any],
+) -> Core:
+    everyone = slice(0, len(noise))
+    teacher: Teacher = yield from tally("teacher", integrate(noise, t, guide, everyone))
+    search = distil(noise, t, steps, solver, teacher, samples=everyone, joint=share == "joint", **options)
+    distilled = yield from tally("search", search)
+    plans, endpoints = distilled.plans, distilled.endpoints
     if share == "median":
-        found = yield from _medians(noise, teacher, found)
-    return found
+        plans = [[_median(each, t)] for each in plans]
+        endpoints = []
+        for (plan,) in plans:
+            known = teacher.first_velocity if not options["free"] else None
+            again = run(
+                noise,
+                plan.t,
+                plan.coefficients,
+                solver.carries,
+                samples=everyone,
+                nodes=plan.nodes,
+                first_velocity=known,
+            )
+            endpoints.append((yield from tally("replay", again)))
+    target = teacher.states[:, -1].clone()  # a view would keep the whole trajectory alive
+    return Found(
+        t=t,
+        solver=solver.name,
+        share=share,
+        start="free" if options["free"] else "fixed",
+        samples=len(noise),
+        plans=dict(enumerate(plans, start=1)),
+        costs={k: squared_error(state, target) for k, state in enumerate(endpoints, start=1)},
+        endpoints={k: state.view(noise.shape) for k, state in enumerate(endpoints, start=1)},
+        teacher=target.view(noise.shape),
+        values=distilled.values,
+        backpointers=distilled.backpointers,
+        nfe=tally.per_sample(),
+    )
 
 
-def _walk(stages: list[Stage]) -> Tensor:
-    """The nodes [..., k + 1] that the last of k stages leads back through from the clean node."""
-    pointers = [stage.backpointers.long() for stage in stages]
-    node = torch.full((*pointers[0].shape[:-1], 1), pointers[0].shape[-1] - 1)
-    path = [node]
-    for pointer in reversed(pointers):
-        node = pointer.gather(-1, node)
-        path.append(node)
-    return torch.cat(path[::-1], -1)
+def _median(plans: list[Plan], t: Tensor) -> Plan:
+    """The elementwise median of every sample's own."""
+    nodes = elementwise_median(torch.stack([plan.nodes for plan in plans if plan.nodes is not None]))
+    path, solver = t[nodes], plans[0].solver
+    return Plan(path, solver, solvers.along(solver, path), nodes, float(path[0]))
 
 
-def _along(stages: list[Stage], path: Tensor) -> Tensor:
-    """float64 [k, P]: the fitted coefficients of the steps of a joint path [k + 1]."""
-    rows = []
-    for stage, node in zip(stages, path[1:].tolist(), strict=False):
-        assert stage.coefficients is not None
-        rows.append(stage.coefficients[node])
-    return torch.stack(rows)
-
-
-def _medians(noise: Tensor, teacher: Teacher, found: Found) -> Core:
-    """Puts the elementwise medians in place of the per-sample paths, and scores each by running it once."""
-    paths = [elementwise_median(path) for path in found.paths]
-    endpoints = []
-    for path in paths:
-        state = yield from replay(noise, found.t, path, found.solver, teacher, reuse_first=found.start == "fixed")
-        endpoints.append(state)
-    return replace(
-        found,
-        paths=paths,
-        costs=[squared_error(state, teacher.states[:, -1]) for state in endpoints],
-        endpoints=[state.view(noise.shape) for state in endpoints],
+def _auto(
+    noise: Tensor,
+    t: Tensor,
+    steps: int,
+    config: Auto,
+    make_grid: MakeGrid,
+    guide: solvers.Solver,
+    tally: _Tally,
+    options: dict[str, Any],
+) -> Core:
+    judged = yield from run_auto(noise, t, steps, config, make_grid, teacher_solver=guide, tally=tally, **options)
+    shape = (len(judged.target), *noise.shape[1:])
+    return Found(
+        t=t,
+        solver="auto",
+        share="joint",
+        start="free" if options["free"] else "fixed",
+        samples=len(noise),
+        plans={row.steps: [row.plan] for row in judged.best},
+        costs={row.steps: row.error for row in judged.best},
+        endpoints={row.steps: row.endpoint.view(shape) for row in judged.best},
+        teacher=judged.target.view(shape),
+        values=None,
+        backpointers=None,
+        nfe=tally.per_sample(),
+        table=judged.table,
     )

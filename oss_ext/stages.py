@@ -1,100 +1,158 @@
 """The stages of the dynamic programme: budget k from the states that k - 1 steps reach.
 
-OSS (arXiv 2503.21774), Algorithm 1. Nothing is carried over from one budget to the next but the states, so that walking
-back gives the very path that was scored.
+OSS (arXiv 2503.21774), Algorithm 1, with any linear multistep solver, and a beam of states a node where one is asked
+for. Nothing is carried over from one budget to the next but the states, so that walking back gives the very path that
+was scored.
+
+A beam of W states a node is a table of W M rows: row w M + j holds the state of rank w at node j, and backpointers are
+rows of the table before. With W = 1 rows are nodes, and every sample may have backpointers of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from oss_ext import kernels, solvers
-from oss_ext.fitting import least_squares
+from oss_ext.proposals import CHUNK, propose
 from oss_ext.teacher import Ask, Teacher
-
-_CHUNK = 2**23  # coefficients held at once where every sample has its own
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What one budget leaves behind; N + 1 targets, B samples.
+    """What one budget leaves behind; M = N + 1 nodes, R = W M rows, B samples.
 
-    values: float64 [N + 1] (joint: summed over the samples) or [B, N + 1]. backpointers: int32, alike. On the CPU.
-    cost: float64 [B] on the CPU, of the best candidate at the clean node. endpoint: [B, D], that candidate.
-    coefficients: float64 [N + 1, P] on the CPU, of the best step into each node, where the solver is fitted; else None.
+    values: float64 [R] (joint: summed over the samples) or [B, M]. backpointers: int32, alike. On the CPU.
+    coefficients: float64 [R, P] or [B, M, P] on the CPU, of the best step into each row, where the solver is searched;
+        else None. endpoint: [B, D], the best state at the clean node.
     """
 
     values: Tensor
     backpointers: Tensor
-    cost: Tensor
-    endpoint: Tensor
     coefficients: Tensor | None
+    endpoint: Tensor
 
 
-@dataclass(frozen=True)
-class _Winners:
+class _Winners(NamedTuple):
+    """The best steps into every row: as in `Stage`, on the device, and their states [B, R, D]."""
+
     values: Tensor
     backpointers: Tensor
-    states: Tensor
-    cost: Tensor
     coefficients: Tensor | None
+    states: Tensor
+
+
+@dataclass
+class _Table:
+    """The rows that a stage starts from. states, output: [B, R, D]. earlier: the predictions that the solver carries of
+    the earlier nodes of each row's path, newest first, alike. past: float64 [R, h] or [B, R, h], their flow times, NaN
+    where the path is younger. sources: for every rank the half-open range of nodes that hold a state."""
+
+    states: Tensor
+    output: Tensor
+    earlier: list[Tensor]
+    past: Tensor
+    sources: list[tuple[int, int]]
 
 
 def run_stages(
-    noise: Tensor, t: Tensor, steps: int, solver: solvers.Solver, teacher: Teacher, *, joint: bool, free: bool
+    starts: Tensor,
+    t: Tensor,
+    steps: int,
+    solver: solvers.Solver,
+    teacher: Teacher,
+    shape: torch.Size,
+    *,
+    samples: slice,
+    joint: bool,
+    free: bool,
+    beam: int = 1,
+    nodes: Tensor | None = None,
 ) -> Generator[Ask, Tensor, list[Stage]]:
-    """Stages 1..steps. Stage k evaluates the nodes that k - 1 steps reach, k - 1..N - 1, and nothing else; stage 1 has
-    the teacher's evaluation at node 0, and with `free` evaluates the others at the states t_i * noise.
+    """Stages 1..steps. Stage k evaluates the nodes that k - 1 steps reach, k - 1..M - 2, and nothing else; stage 1 has
+    the teacher's evaluation at node 0, and with `free` evaluates the others at their `starts`.
 
-    noise: [B, *shape], float32 or float64. t: float64 [N + 1] on the CPU.
+    starts: [B, M, D], float32 or float64: where a path may begin. t: float64 [M] on the CPU. shape: of a sample.
+    samples: which rows of the search's noise these are. beam: W; above 1 only with `joint`.
+    nodes: int64 [M], what the asks call the nodes; None: 0..M - 1.
     """
-    shape, last = noise.shape[1:], len(t) - 1
-    times = t.to(noise.device)
-    states = noise.flatten(1).unsqueeze(1) * times.to(noise.dtype)[:, None] if free else teacher.states
-    output = torch.empty_like(teacher.states)
-    # What the solver carries of the earlier nodes of each node's path, newest first.
-    past_outputs: list[Tensor] = [torch.zeros_like(teacher.states) for _ in range(solver.history)]
-    # Times of the evaluations that made each node's history; a sample of its own where the backpointers are its own.
-    past_times = torch.full((last + 1, solver.history), torch.nan, dtype=torch.float64, device=noise.device)
+    last = len(t) - 1
+    nodes = torch.arange(last + 1) if nodes is None else nodes
+    times = t.to(starts.device)
+    table = _Table(
+        starts,
+        torch.empty_like(starts),
+        [torch.zeros_like(starts) for _ in range(solver.history)],
+        torch.full((last + 1, solver.history), torch.nan, dtype=torch.float64, device=starts.device),
+        [(0, last if free else 1)],
+    )
     stages = []
     for budget in range(1, steps + 1):
-        sources = (budget - 1, last) if budget > 1 or free else (0, 1)
-        begin = sources[0]
+        known = 0  # of the first sources, evaluated by the teacher
         if budget == 1:
-            output[:, 0] = teacher.first_velocity
-            begin = 1
-        if begin < sources[1]:
-            asked = states[:, begin : sources[1]]
-            sent = yield asked.unflatten(2, shape), torch.arange(begin, sources[1])
-            output[:, begin : sources[1]] = sent.flatten(2)
-        basis = [states, output, *past_outputs]
-        won = _winners(basis, times, past_times, teacher.states, solver, sources, joint)
-        _check_reached(won.backpointers, budget)
+            table.output[:, 0] = teacher.first_velocity
+            known = 1
+        rows = torch.cat([rank * (last + 1) + torch.arange(*span) for rank, span in enumerate(table.sources)])[known:]
+        if len(rows):
+            at = rows % (last + 1)
+            asked = _take(table.states, rows).unflatten(2, shape)
+            sent = yield Ask(asked, t[at], samples, nodes[at])
+            _put(table.output, rows, sent.flatten(2))
+        won = (
+            _beam_winners(table, times, teacher.states, solver, beam)
+            if beam > 1
+            else _winners(table, times, teacher.states, solver, joint)
+        )
+        _check_reached(won.backpointers[..., : last + 1], budget, nodes)
         stages.append(
             Stage(
                 won.values.cpu(),
                 won.backpointers.cpu(),
-                won.cost.double().cpu(),
+                None if won.coefficients is None else won.coefficients.cpu(),
                 won.states[:, last].clone(),
-                won.coefficients,
             )
         )
-        if solver.history and budget < steps:
-            source = won.backpointers.clamp(min=0).long()
-            kept = solvers.carried(solver.carries, states, output, times.to(noise.dtype)[:, None])
-            past_outputs = [_rows(vectors, source) for vectors in [kept, *past_outputs[:-1]]]
-            now = times.expand(source.shape)
-            past_times = torch.cat([now.gather(-1, source)[..., None], _rows(past_times, source)[..., :-1]], -1)
-        states = won.states
+        if budget < steps:
+            table = _next(table, won, times, solver)
     return stages
 
 
+def path_of(stages: list[Stage], nodes: int) -> tuple[Tensor, Tensor | None]:
+    """Walks back from the clean node, the last of them, after the last of k stages: (nodes [..., k + 1], coefficients
+    [..., k, P] where the stages hold them)."""
+    pointers = [stage.backpointers.long() for stage in stages]
+    row = torch.full((*pointers[0].shape[:-1], 1), nodes - 1)
+    path, coefficients = [row], []
+    for stage, pointer in zip(reversed(stages), reversed(pointers), strict=True):
+        if stage.coefficients is not None:
+            coefficients.append(_rows(stage.coefficients, row))
+        row = pointer.gather(-1, row)
+        path.append(row)
+    return torch.cat(path[::-1], -1) % nodes, torch.cat(coefficients[::-1], -2) if coefficients else None
+
+
+def _take(table: Tensor, rows: Tensor) -> Tensor:
+    """table[:, rows], without a copy where the rows are neighbours."""
+    begin, count = int(rows[0]), len(rows)
+    if int(rows[-1]) - begin + 1 == count:
+        return table[:, begin : begin + count]
+    return table[:, rows.to(table.device)]
+
+
+def _put(table: Tensor, rows: Tensor, values: Tensor) -> None:
+    begin, count = int(rows[0]), len(rows)
+    if int(rows[-1]) - begin + 1 == count:
+        table[:, begin : begin + count] = values
+    else:
+        table[:, rows.to(table.device)] = values
+
+
 def _rows(table: Tensor, source: Tensor) -> Tensor:
-    """table[..., source[..., j], :] for every j: table [M, C] or [B, M, C], source [M] or [B, M]."""
+    """table[..., source[..., j], :] for every j: table [R, C] or [B, R, C], source [n] or [B, n]."""
     if source.ndim == 1:
         return table[..., source, :]
     if table.ndim == 2:
@@ -102,67 +160,95 @@ def _rows(table: Tensor, source: Tensor) -> Tensor:
     return table.gather(1, source[..., None].expand(-1, -1, table.shape[-1]))
 
 
-def _winners(
-    basis: list[Tensor],
-    times: Tensor,
-    past_times: Tensor,
-    target: Tensor,
-    solver: solvers.Solver,
-    sources: tuple[int, int],
-    joint: bool,
-) -> _Winners:
-    """Costs, minima and winning states of one stage. Coefficients of samples with paths of their own come in chunks."""
+def _next(table: _Table, won: _Winners, times: Tensor, solver: solvers.Solver) -> _Table:
+    """The winners as the rows of the next stage, each with the history of the row that it came from."""
+    count, last = len(times), len(times) - 1
+    source = won.backpointers.clamp(min=0).long()
+    earlier, past = table.earlier, table.past.new_empty(source.shape[-1], 0)
+    if solver.history:
+        before = times.repeat(table.states.shape[1] // count)
+        kept = solvers.carried(solver.carries, table.states, table.output, before.to(table.states.dtype)[:, None])
+        earlier = [_rows(vectors, source) for vectors in [kept, *earlier[:-1]]]
+        now = before.expand(source.shape[:-1] + before.shape)
+        past = torch.cat([now.gather(-1, source)[..., None], _rows(table.past, source)[..., :-1]], -1)
+    reached = won.backpointers.view(*won.backpointers.shape[:-1], -1, count) >= 0
+    sources = []
+    for rank in range(reached.shape[-2]):
+        here = reached[..., rank, :last]
+        here = here.all(0) if here.ndim == 2 else here
+        if bool(here.any()):  # more paths lead to later nodes: once a rank is filled, it stays so
+            sources.append((int(here.int().argmax()), last))
+    return _Table(won.states, torch.empty_like(won.states), earlier, past, sources)
+
+
+def _winners(table: _Table, times: Tensor, target: Tensor, solver: solvers.Solver, joint: bool) -> _Winners:
+    """One state a node. Coefficients of samples with paths of their own come in chunks."""
+    basis = [table.states, table.output, *table.earlier]
     batch, count = basis[0].shape[:2]
-    own = past_times.ndim == 3
-    fitted = solver if isinstance(solver, solvers.Fitted) else None
-    rows = max(1, _CHUNK // (count * count * len(basis))) if own else batch
+    own = table.past.ndim == 3
+    size = max(1, CHUNK // (count * count * len(basis))) if own else batch
     parts = []
-    for low in range(0, batch, rows):
-        piece = [vectors[low : low + rows] for vectors in basis]
-        past = past_times[low : low + rows] if own else past_times
-        history = torch.cat([times.expand(past.shape[:-1])[..., None], past], -1)
-        coefficients = solver.coefficients(history.unsqueeze(-2), times)
-        if fitted:  # joint, hence all samples in one piece
-            coefficients = _fit(piece, target, coefficients, sources, fitted.ridge)
-        cost = kernels.pairwise_cost(piece, coefficients, target[low : low + rows], sources=sources)
-        values, backpointers = kernels.min_reduce(cost, joint=joint)
-        states = kernels.advance(piece, coefficients, backpointers)
-        source = backpointers.clamp(min=0).long()
-        final = source[..., -1].expand(len(cost))
-        best = coefficients[source, torch.arange(count, device=source.device)].cpu() if fitted else None
-        parts.append(_Winners(values, backpointers, states, cost[:, :, -1].gather(1, final[:, None])[:, 0], best))
+    for low in range(0, batch, size):
+        part = slice(low, low + size)
+        piece = [vectors[part] for vectors in basis]
+        past = table.past[part] if own else table.past
+        offer = propose(solver, piece, target[part], past, times, table.sources[0], joint)
+        values, backpointers = kernels.min_reduce(offer.cost, joint=joint)
+        chosen = _best(offer.coefficients, backpointers) if solvers.is_searched(solver) else None
+        parts.append(_Winners(values, backpointers, chosen, kernels.advance(piece, offer.coefficients, backpointers)))
     if len(parts) == 1:
         return parts[0]
+    best = [part.coefficients for part in parts if part.coefficients is not None]
     return _Winners(
         torch.cat([part.values for part in parts]),
         torch.cat([part.backpointers for part in parts]),
+        torch.cat(best) if best else None,
         torch.cat([part.states for part in parts]),
-        torch.cat([part.cost for part in parts]),
-        None,
     )
 
 
-def _fit(basis: list[Tensor], target: Tensor, near: Tensor, sources: tuple[int, int], ridge: float) -> Tensor:
-    """float64 [M, M, P] of every step, over all samples; the moments of a few samples at a time."""
-    batch, count = basis[0].shape[:2]
-    rows = max(1, _CHUNK // (count * count * len(basis)))
-    gram = torch.zeros(count, len(basis), len(basis), dtype=torch.float64)
-    moment = torch.zeros(count, count, len(basis), dtype=torch.float64)
-    for low in range(0, batch, rows):
-        part = slice(low, low + rows)
-        products, moments = kernels.gram([vectors[part] for vectors in basis], target[part], sources=sources)
-        gram += products.sum(0).cpu()
-        moment += moments.sum(0).cpu()
-    return least_squares(gram, moment, near.cpu(), ridge=ridge).to(target.device)
+def _best(coefficients: Tensor, backpointers: Tensor) -> Tensor:
+    """[M, P] or [B, M, P]: the coefficients [M, M, P] or [B, M, M, P] of the step into each node."""
+    source = backpointers.clamp(min=0).long()[..., None, :, None]
+    shape = torch.broadcast_shapes(coefficients.shape[:-3], source.shape[:-3])
+    index = source.expand(*shape, 1, source.shape[-2], coefficients.shape[-1])
+    return coefficients.expand(*shape, *coefficients.shape[-3:]).gather(-3, index).squeeze(-3)
 
 
-def _check_reached(backpointers: Tensor, budget: int) -> None:
+def _beam_winners(table: _Table, times: Tensor, target: Tensor, solver: solvers.Solver, beam: int) -> _Winners:
+    """The `beam` best states of every node. Among equal costs the noisiest node wins, then the better rank."""
+    count = len(times)
+    basis = [table.states, table.output, *table.earlier]
+    offers = []
+    for rank, sources in enumerate(table.sources):
+        rows = slice(rank * count, (rank + 1) * count)
+        piece = [vectors[:, rows] for vectors in basis]
+        offers.append(propose(solver, piece, target, table.past[rows], times, sources, joint=True))
+    cost = torch.stack([offer.cost.sum(0, dtype=torch.float64) for offer in offers], 1)  # [M, W, M]
+    ordered = torch.where(cost.isfinite(), cost, torch.inf).flatten(0, 1).sort(dim=0, stable=True)
+    values, order = ordered.values[:beam], ordered.indices[:beam]
+    lane, node = order % len(offers), order // len(offers)
+    coefficients = torch.stack([offer.coefficients for offer in offers])
+    best = coefficients[lane, node, torch.arange(count, device=node.device)].flatten(0, 1)
+    row = (lane * count + node).flatten()
+    states = torch.zeros_like(target).repeat(1, len(values), 1)
+    for p, vectors in enumerate(basis):
+        states += best[:, p : p + 1].to(vectors.dtype) * vectors[:, row]
+    return _Winners(
+        values.flatten(),
+        torch.where(values.isfinite().flatten(), row, -1).to(torch.int32),
+        best if solvers.is_searched(solver) else None,
+        states,
+    )
+
+
+def _check_reached(backpointers: Tensor, budget: int, nodes: Tensor) -> None:
     """Every node from `budget` on has a path of `budget` steps, unless all its costs overflowed."""
     missing = backpointers[..., budget:] < 0
     if bool(missing.any()):
         at = missing.nonzero()[0].tolist()
         sample = f", sample {at[0]}" if missing.ndim == 2 else ""
         raise ValueError(
-            f"model: no finite cost reaches node {at[-1] + budget} in {budget} steps{sample}: the model's outputs or "
-            "the noise are too large for the states' dtype"
+            f"model: no finite cost reaches node {int(nodes[at[-1] + budget])} in {budget} steps{sample}: the model's "
+            "outputs or the noise are too large for the states' dtype"
         )

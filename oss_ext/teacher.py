@@ -1,39 +1,70 @@
-"""The teacher: the fine grid integrated once with Euler's method."""
+"""The teacher: the fine grid integrated once."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Ask: TypeAlias = tuple[Tensor, Tensor]
-"""(states [B, m, *shape], nodes int64 [m] on the CPU): the velocities [B, m, *shape] there are wanted."""
+from oss_ext import solvers
+
+
+class Ask(NamedTuple):
+    """What a search wants to know: the velocities [b, m, *shape] of these samples at these states.
+
+    states: [b, m, *shape], in flow coordinates. t: float64 [m] on the CPU, their flow times, all above 0.
+    samples: which rows of the noise (and of cond) the b samples are.
+    nodes: int64 [m] on the CPU, where the states stand at nodes of the grid; None elsewhere.
+    """
+
+    states: Tensor
+    t: Tensor
+    samples: slice
+    nodes: Tensor | None
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """states: [B, N + 1, D], one row a grid node. first_velocity: [B, D], the model's output at node 0."""
+    """states: [B, N + 1, D], one row a grid node. first_velocity: [B, D], the model's output at node 0.
+
+    turning: float64 [N] on the CPU: the root mean square change of the velocity from node j - 1 to node j; 0 for j = 0.
+    """
 
     states: Tensor
     first_velocity: Tensor
+    turning: Tensor
+
+    def at(self, nodes: Tensor) -> Teacher:
+        """The teacher on these nodes alone, ascending from node 0 to the last."""
+        return Teacher(self.states[:, nodes.to(self.states.device)], self.first_velocity, self.turning[nodes[:-1]])
 
 
-def integrate(noise: Tensor, t: Tensor) -> Generator[Ask, Tensor, Teacher]:
+def integrate(
+    noise: Tensor, t: Tensor, solver: solvers.Solver, samples: slice | None = None
+) -> Generator[Ask, Tensor, Teacher]:
     """Asks for one node at a time, N in all, and returns the `Teacher`.
 
     noise: [B, *shape], float32 or float64; the trajectory starts at t[0] * noise. t: float64 [N + 1] on the CPU.
+    solver: one whose coefficients follow from the flow times. samples: which rows of the search's noise these are.
     """
     batch, shape = noise.shape[0], noise.shape[1:]
-    steps = t.diff().tolist()
     states = torch.empty(batch, len(t), noise[0].numel(), dtype=noise.dtype, device=noise.device)
-    states[:, 0] = noise.flatten(1) * float(t[0])
-    first_velocity = states.new_empty(batch, states.shape[2])
-    for node, step in enumerate(steps):
-        output = (yield states[:, node].reshape(batch, 1, *shape), torch.tensor([node])).flatten(1)
+    walk = solvers.Walk(noise.flatten(1) * float(t[0]), solver.carries, solver.history)
+    states[:, 0] = walk.state
+    first = last = states.new_empty(0)
+    turning = [torch.zeros((), dtype=torch.float64, device=noise.device)]
+    for node, weights in enumerate(solvers.along(solver, t).tolist()):
+        here = torch.tensor([node])
+        sent = yield Ask(walk.state.reshape(batch, 1, *shape), t[here], samples or slice(0, batch), here)
+        output = sent.reshape(batch, -1)
         if node == 0:
-            first_velocity.copy_(output)
-        torch.add(states[:, node], output, alpha=step, out=states[:, node + 1])
-    return Teacher(states, first_velocity)
+            first = output.clone()
+        else:
+            turning.append((output - last).square().mean(dtype=torch.float64).sqrt())
+        last = output.clone()
+        walk.step(output, float(t[node]), weights)
+        states[:, node + 1] = walk.state
+    return Teacher(states, first, torch.stack(turning).cpu())

@@ -13,7 +13,7 @@ NOISE = normal(12, 4)
 
 
 @pytest.mark.parametrize("start", ["fixed", "free"])
-@pytest.mark.parametrize("history", [0, 1, 2])
+@pytest.mark.parametrize("history", [0, 1, 2, 4])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-4)])
 def test_replay_reproduces_scored_state_and_cost(history, start, dtype, tolerance, device):
     """Fitted coefficients of neighbouring outputs may be large and of opposite signs, hence more room for rounding."""
@@ -70,7 +70,7 @@ def test_save_and_load(tmp_path):
 
 @pytest.mark.parametrize("share", ["median", "per_sample"])
 def test_only_joint(share):
-    with pytest.raises(ValueError, match=r"share: got .* with fitted coefficients"):
+    with pytest.raises(ValueError, match=r"share: got .* with solver 'fitted'"):
         dp_search(mixture(1).flow(), NOISE, 3, teacher_steps=20, solver="fitted", share=share)
 
 
@@ -79,11 +79,11 @@ def test_a_grid_alone_has_no_fitted_coefficients():
         Schedule.from_grid(torch.tensor([1.0, 0.5, 0.0]), "fitted")
 
 
-@pytest.mark.parametrize(("options", "match"), [({"history": 3}, "history 3"), ({"ridge": -1.0}, "ridge of -1")])
+@pytest.mark.parametrize(("options", "match"), [({"history": 5}, "history 5"), ({"ridge": -1.0}, "ridge of -1")])
 def test_bad_options(options, match):
     with pytest.raises(ValueError, match=match):
         dp_search(mixture(1).flow(), NOISE, 3, teacher_steps=20, solver=Fitted(**options))
 
 
 def test_names():
-    assert set(solvers.names()) - set(solvers.formulas()) == {"fitted"}
+    assert set(solvers.names()) - set(solvers.formulas()) == {"fitted", "mixed"}

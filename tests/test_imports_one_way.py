@@ -11,10 +11,12 @@ import oss_ext
 
 GROUPS = [
     {"_C"},
-    {"build", "validate", "progress", "provenance", "models", "files", "fitting"},
+    {"build", "validate", "progress", "provenance", "models", "files", "fitting", "candidates"},
     {"kernels", "grids", "solvers", "evaluate", "schedule_file"},
-    {"schedule", "single_step", "teacher"},
-    {"median", "stages", "costs", "calibration", "zoo"},
+    {"schedule", "single_step", "teacher", "plan", "proposals"},
+    {"median", "stages", "walks", "costs", "calibration", "zoo"},
+    {"distil"},
+    {"auto"},
     {"search_core"},
     {"result"},
     {"search", "baselines", "metrics"},

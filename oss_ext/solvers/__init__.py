@@ -20,7 +20,7 @@ A node at t = 1 has sigma = inf: in formulae that interpolate over sigma or lamb
 
 from oss_ext.solvers.dpm_solver import DpmSolverPlusPlus2M, DpmSolverPlusPlus3M
 from oss_ext.solvers.epsilon import Deis, Ipndm, LinearMultistep
-from oss_ext.solvers.fitted import Fitted
+from oss_ext.solvers.fitted import Fitted, Mixed, is_searched, padded
 from oss_ext.solvers.flow_time import AdamsBashforth, Euler
 from oss_ext.solvers.registry import ALIASES, MAX_HISTORY, along, formulas, get, names
 from oss_ext.solvers.solver import CARRIES, Carries, Solver, Walk, carried
@@ -39,6 +39,7 @@ __all__ = [
     "Fitted",
     "Ipndm",
     "LinearMultistep",
+    "Mixed",
     "Solver",
     "UniP",
     "UniPC",
@@ -47,5 +48,7 @@ __all__ = [
     "carried",
     "formulas",
     "get",
+    "is_searched",
     "names",
+    "padded",
 ]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from oss_ext.solvers.dpm_solver import DpmSolverPlusPlus2M, DpmSolverPlusPlus3M
 from oss_ext.solvers.epsilon import Deis, Ipndm, LinearMultistep
-from oss_ext.solvers.fitted import Fitted
+from oss_ext.solvers.fitted import Fitted, Mixed, is_searched
 from oss_ext.solvers.flow_time import AdamsBashforth, Euler
 from oss_ext.solvers.solver import CARRIES, Solver
 from oss_ext.solvers.unipc import UniP, UniPC
@@ -36,6 +36,7 @@ _SOLVERS: dict[str, Solver] = {
         LinearMultistep(3),
         LinearMultistep(4),
         Fitted(),
+        Mixed(),
     )
 }
 
@@ -49,8 +50,8 @@ def names() -> list[str]:
 
 
 def formulas() -> list[str]:
-    """Those of `names` whose coefficients follow from the flow times alone: all but "fitted"."""
-    return [name for name, solver in _SOLVERS.items() if not isinstance(solver, Fitted)]
+    """Those of `names` whose coefficients follow from the flow times alone: all but "fitted" and "mixed"."""
+    return [name for name, solver in _SOLVERS.items() if not is_searched(solver)]
 
 
 def get(solver: str | Solver) -> Solver:
@@ -70,8 +71,8 @@ def get(solver: str | Solver) -> Solver:
         or not 0 <= solver.history <= MAX_HISTORY
     ):
         raise ValueError(f"solver: got {solver.name!r} with history {solver.history!r}, wanted 0..{MAX_HISTORY}")
-    if isinstance(solver, Fitted) and not solver.ridge >= 0:
-        raise ValueError(f"solver: got a ridge of {solver.ridge}, wanted a number >= 0")
+    if isinstance(solver, Fitted) and solver.ridge is not None and not solver.ridge >= 0:
+        raise ValueError(f"solver: got a ridge of {solver.ridge}, wanted a number >= 0, or None")
     if solver.carries not in CARRIES:
         raise ValueError(
             f"solver: got {solver.name!r} that carries {solver.carries!r}, wanted one of {', '.join(CARRIES)}"
@@ -82,9 +83,9 @@ def get(solver: str | Solver) -> Solver:
 def along(solver: Solver, t: Tensor) -> Tensor:
     """float64 [k, 2 + history]: the coefficients of each step along the path t, float64 [k + 1].
 
-    Raises ValueError for `Fitted`, whose coefficients only a search knows.
+    Raises ValueError for `Fitted` and `Mixed`, whose coefficients only a search knows.
     """
-    if isinstance(solver, Fitted):
+    if is_searched(solver):
         raise ValueError(f"solver: got {solver.name!r}, whose coefficients come from a search, wanted a formula")
     rows = [torch.arange(len(t) - 1) - age for age in range(1 + solver.history)]
     past = torch.stack([torch.where(row >= 0, t[row.clamp(min=0)], torch.nan) for row in rows], -1)

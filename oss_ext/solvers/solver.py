@@ -49,8 +49,12 @@ class Walk:
         self._carries = carries
         self._earlier: deque[Tensor] = deque(maxlen=history)
 
+    def basis(self, velocity: Tensor) -> list[Tensor]:
+        """What the next step combines; a young path has fewer vectors than its solver's history allows."""
+        return [self.state, velocity, *self._earlier]
+
     def step(self, velocity: Tensor, t: float, weights: Sequence[float]) -> None:
         """Moves `state`, now at flow time t. weights: [2 + history], of state, velocity and earlier predictions."""
-        terms = list(zip([velocity, *self._earlier], weights[1:], strict=False))  # a young path has fewer
+        terms = list(zip(self.basis(velocity), weights, strict=False))[1:]
         self._earlier.appendleft(carried(self._carries, self.state, velocity, t))
         self.state = sum((u * w for u, w in terms), start=self.state * weights[0])

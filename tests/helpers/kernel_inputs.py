@@ -12,7 +12,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from oss_ext import reference
+from oss_ext import kernels, reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LAYOUTS = ("contiguous", "sliced", "expanded", "transposed")
@@ -95,7 +95,7 @@ def cases(draw: st.DrawFn) -> Case:
         batch=draw(st.integers(0, 3)),
         nodes=nodes,
         dim=draw(st.sampled_from([1, 2, 3, 7, 16, 17, 31, 32, 33, 64, 127, 257, 1031])),
-        basis_count=draw(st.integers(1, 4)),
+        basis_count=draw(st.integers(1, kernels.MAX_BASIS)),
         dtype=draw(st.sampled_from(DTYPES)),
         layout=draw(st.sampled_from(LAYOUTS)),
         target_layout=draw(st.sampled_from(LAYOUTS)),

@@ -17,7 +17,8 @@ import torch
 from helpers.kernel_inputs import DTYPES, Case, assert_cost_close
 from oss_ext import kernels, reference
 for dtype in DTYPES:
-    for batch, nodes, dim, count in [(2, 5, 3, 1), (1, 67, 33, 2), (2, 9, 1029, 3), (1, 4, 20_001, 4)]:
+    sizes = [(2, 5, 3, 1), (1, 67, 33, 2), (2, 9, 1029, 3), (1, 4, 20_001, 4), (1, 19, 21, 5), (1, 21, 1100, 6)]
+    for batch, nodes, dim, count in sizes:
         case = Case(batch, nodes, dim, count, dtype, "sliced", weighted=count != 2, seed=dim)
         (basis, coefficients, target), keywords = case.cost_arguments()
         assert_cost_close(kernels.pairwise_cost(basis, coefficients, target, **keywords), case)

@@ -16,8 +16,8 @@ constexpr Status kNotCompiled = -5;
 
 enum class DType : int { f32 = 0, bf16 = 1, f16 = 2, f64 = 3 };
 
-// Most vectors a node's basis may hold: its state and three model outputs.
-constexpr int kMaxBasis = 4;
+// Most vectors a node's basis may hold: its state, its model output and four earlier predictions.
+constexpr int kMaxBasis = 6;
 
 // [batch, nodes, dim] with any stride between samples and between nodes, in elements; dim is contiguous.
 struct RowsView {

@@ -1,6 +1,7 @@
 // out = sum_p c_p u_p over one row. Included by the sources that are compiled once for every instruction set.
 #pragma once
 
+#include "oss_ext/cpu/basis_count.h"
 #include "oss_ext/cpu/isa.h"
 #include "oss_ext/cpu/simd.h"
 
@@ -34,16 +35,7 @@ void combine_rows(const T* const* basis, const T* coefficients, int64_t count, T
 
 template <class T>
 void combine_any(int basis_count, const T* const* basis, const T* coefficients, int64_t count, T* out) {
-  switch (basis_count) {
-    case 1:
-      return combine_rows<T, 1>(basis, coefficients, count, out);
-    case 2:
-      return combine_rows<T, 2>(basis, coefficients, count, out);
-    case 3:
-      return combine_rows<T, 3>(basis, coefficients, count, out);
-    default:
-      return combine_rows<T, 4>(basis, coefficients, count, out);
-  }
+  with_basis_count(basis_count, [&](auto p) { combine_rows<T, decltype(p)::value>(basis, coefficients, count, out); });
 }
 
 void combine(DType dtype, int basis_count, const void* const* basis, const void* coefficients, int64_t count,

@@ -2,6 +2,7 @@
 // set.
 #pragma once
 
+#include "oss_ext/cpu/basis_count.h"
 #include "oss_ext/cpu/isa.h"
 #include "oss_ext/cpu/pairwise_tile.h"
 #include "oss_ext/cpu/simd.h"
@@ -99,29 +100,11 @@ void gram_node(const Tile& tile, double* sums) {
 }
 
 void moment(const Tile& tile, double* sums) {
-  switch (tile.basis_count) {
-    case 1:
-      return moment_tile<1>(tile, sums);
-    case 2:
-      return moment_tile<2>(tile, sums);
-    case 3:
-      return moment_tile<3>(tile, sums);
-    default:
-      return moment_tile<4>(tile, sums);
-  }
+  with_basis_count(tile.basis_count, [&](auto p) { moment_tile<decltype(p)::value>(tile, sums); });
 }
 
 void gram(const Tile& tile, double* sums) {
-  switch (tile.basis_count) {
-    case 1:
-      return gram_node<1>(tile, sums);
-    case 2:
-      return gram_node<2>(tile, sums);
-    case 3:
-      return gram_node<3>(tile, sums);
-    default:
-      return gram_node<4>(tile, sums);
-  }
+  with_basis_count(tile.basis_count, [&](auto p) { gram_node<decltype(p)::value>(tile, sums); });
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // Sums of squared distances of one tile. Included by the sources that are compiled once for every instruction set.
 #pragma once
 
+#include "oss_ext/cpu/basis_count.h"
 #include "oss_ext/cpu/isa.h"
 #include "oss_ext/cpu/simd.h"
 
@@ -55,7 +56,7 @@ OSS_EXT_INLINE int smaller(int a, int b) { return a < b ? a : b; }
 // A few sources against a few targets: their coefficients and sums stay in registers while the dims stream by.
 template <class T, int P, bool Weighted>
 struct Micro {
-  static constexpr int kSources = 2;
+  static constexpr int kSources = P <= 4 ? 2 : 1;
   static constexpr int kTargets = kVectorBytes == 64 && P <= 2 ? 4 : 2;
 
   const T* basis[kSources][P];
@@ -184,16 +185,7 @@ void pairwise_weight(const Tile& tile, const T* coefficients, int64_t stride, do
 template <class T>
 void pairwise_basis(const Tile& tile, const void* coefficients, int64_t stride, double* sums) {
   const T* c = static_cast<const T*>(coefficients);
-  switch (tile.basis_count) {
-    case 1:
-      return pairwise_weight<T, 1>(tile, c, stride, sums);
-    case 2:
-      return pairwise_weight<T, 2>(tile, c, stride, sums);
-    case 3:
-      return pairwise_weight<T, 3>(tile, c, stride, sums);
-    default:
-      return pairwise_weight<T, 4>(tile, c, stride, sums);
-  }
+  with_basis_count(tile.basis_count, [&](auto p) { pairwise_weight<T, decltype(p)::value>(tile, c, stride, sums); });
 }
 
 void pairwise(const Tile& tile, const void* coefficients, int64_t coefficient_stride, double* sums) {

@@ -102,6 +102,7 @@ struct Int {
 // Calls `body` with the number of basis vectors as a type.
 template <typename Body>
 Status dispatch_basis_count(int count, Body&& body) {
+  static_assert(kMaxBasis == 6, "a case for every count");
   switch (count) {
     case 1:
       return body(Int<1>{});
@@ -111,6 +112,10 @@ Status dispatch_basis_count(int count, Body&& body) {
       return body(Int<3>{});
     case 4:
       return body(Int<4>{});
+    case 5:
+      return body(Int<5>{});
+    case 6:
+      return body(Int<6>{});
   }
   return kInvalidArgument;
 }

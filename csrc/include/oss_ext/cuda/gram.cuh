@@ -14,13 +14,18 @@ struct GramArgs : RowArgs {
   double* products;             // Gram matrices [splits, batch, nodes, P, P]
 };
 
-// A warp's tile (kGramI x kGramJ pairs), the block's layout of warps, and the numbers of each row it takes at a time.
-constexpr int kGramI = 4, kGramWarpsI = 2, kGramWarpsJ = 2, kGramChunk = 64;
+// A warp's tile (kGramI x kGramJ pairs, P sums each, all in registers), the block's layout of warps, and the numbers of
+// each row it takes at a time.
+constexpr int kGramWarpsI = 2, kGramWarpsJ = 2, kGramChunk = 64;
 constexpr int kGramThreads = 32 * kGramWarpsI * kGramWarpsJ;
 template <int P>
-constexpr int kGramJ = P <= 2 ? 8 : 4;
+constexpr int kGramI = P <= 4 ? 4 : 2;
 template <int P>
-using GramTriangle = Triangle<kGramI * kGramWarpsI, kGramJ<P> * kGramWarpsJ>;
+constexpr int kGramJ = P <= 2   ? 8
+                       : P <= 4 ? 4
+                                : 6;
+template <int P>
+using GramTriangle = Triangle<kGramI<P> * kGramWarpsI, kGramJ<P> * kGramWarpsJ>;
 
 __device__ __forceinline__ double warp_sum(double x) {
 #pragma unroll
@@ -32,7 +37,7 @@ __device__ __forceinline__ double warp_sum(double x) {
 // Grid: batch * splits * tiles.
 template <typename T, int P>
 __global__ void __launch_bounds__(kGramThreads) gram_moments(const __grid_constant__ GramArgs args) {
-  constexpr int TI = kGramI, TJ = kGramJ<P>, kSources = TI * kGramWarpsI, kTargets = TJ * kGramWarpsJ;
+  constexpr int TI = kGramI<P>, TJ = kGramJ<P>, kSources = TI * kGramWarpsI, kTargets = TJ * kGramWarpsJ;
   constexpr int kRows = P * kSources + kTargets, kPerThread = kRows * kGramChunk / kGramThreads;
   static_assert(kRows * kGramChunk % kGramThreads == 0 && kGramThreads % kGramChunk == 0);
   __shared__ const T* rows[kRows];

@@ -226,10 +226,16 @@ __global__ void __launch_bounds__(Tile::kThreads) pairwise_cost_tiled(const __gr
   }
 }
 
-// Rows up to this length go to pairwise_cost_short.
-template <typename Acc>
-constexpr int kShortDim = sizeof(Acc) == 8 ? 28 : 60;  // four basis vectors then fit in 48 KiB of shared memory
 constexpr int kShortTargets = 128, kShortSources = 16, kShortAtOnce = 4;
+
+// Rows up to this length go to pairwise_cost_short: beyond it the tiled kernel is faster, or the rows, in whole packs
+// of four numbers, no longer fit in 48 KiB of shared memory.
+template <typename Acc, int P>
+constexpr int kShortDim = [] {
+  const int fits = 48 * 1024 / ((kShortTargets + P * kShortSources + 1) * static_cast<int>(sizeof(Acc))) / 4 * 4;
+  const int worth = sizeof(Acc) == 8 ? 28 : 60;
+  return fits < worth ? fits : worth;
+}();
 
 // Numbers of a row in shared memory: whole packs of four.
 inline __host__ __device__ int short_stride(int64_t dim) { return static_cast<int>((dim + 3) / 4 * 4); }

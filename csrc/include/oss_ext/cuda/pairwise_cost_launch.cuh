@@ -14,11 +14,14 @@ namespace oss_ext::cuda {
 using LargeTile = CostTile<6, 8, 2, 4, 3>;
 using MediumTile = CostTile<4, 8, 4, 2, 2>;
 using SmallTile = CostTile<4, 4, 4, 2, 2>;
+using WideTile = CostTile<3, 8, 2, 4, 2>;
 using DoubleTile = CostTile<2, 4, 4, 2, 2>;
 template <typename T, int P, bool kWeighted>
 using TileFor = std::conditional_t<
     sizeof(T) == 8, DoubleTile,
-    std::conditional_t<kWeighted, SmallTile, std::conditional_t<sizeof(T) == 4 && P <= 2, LargeTile, MediumTile>>>;
+    std::conditional_t<
+        P >= 5, WideTile,
+        std::conditional_t<kWeighted, SmallTile, std::conditional_t<sizeof(T) == 4 && P <= 2, LargeTile, MediumTile>>>>;
 
 constexpr int64_t kMostChunks = 64;  // 256 numbers a lane
 constexpr int64_t kBlockCost = 5;    // chunks
@@ -32,7 +35,7 @@ template <typename T, int P, bool kWeighted>
 CostPlan plan_for(const PairwiseCostParams& params, int device) {
   using Tile = TileFor<T, P, kWeighted>;
   CostPlan plan{};
-  plan.short_rows = params.dim <= kShortDim<typename AccOf<T>::type>;
+  plan.short_rows = params.dim <= kShortDim<typename AccOf<T>::type, P>;
   plan.splits = 1;
   if (plan.short_rows) {
     // All sources in one block where the batch fills the GPU, else fewer.
@@ -79,6 +82,8 @@ Status launch_sums(const CostArgs& args, const CostPlan& plan, cudaStream_t stre
   }
   using Tile = TileFor<T, P, kWeighted>;
   constexpr int kBytes = CostLayout<T, P, Tile>::kBytes;
+  static_assert(kBytes + CostLayout<T, P, Tile>::kRows * sizeof(void*) <= 99 * 1024,
+                "what a block of 8.6 and 12.0 has");
   const auto kernel = pairwise_cost_tiled<T, P, Tile, kWeighted>;
   if (kBytes > 48 * 1024) {
     const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);

@@ -1,0 +1,173 @@
+"""solver="auto": several families of schedules in one run, the best of each budget picked on samples set apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oss_ext import solvers
+from oss_ext.candidates import nearest
+from oss_ext.distil import distil
+from oss_ext.plan import Plan
+from oss_ext.teacher import Ask, Teacher, integrate
+from oss_ext.walks import fit_along, run, squared_error
+
+
+@dataclass(frozen=True)
+class Auto:
+    """What `solver="auto"` tries.
+
+    searched: solvers that a search is made with. grids: stock grids; each is tried with every solver of `stock`, and
+    with coefficients fitted along it. budgets: those that are wanted; None: all. validation: the share of the samples
+    that only judges, at least one.
+    """
+
+    searched: tuple[str | solvers.Solver, ...] = ("euler", "ab2", "dpmpp_2m", "unipc", "mixed", "fitted")
+    grids: tuple[str, ...] = ("flow", "edm", "logsnr", "ddim")
+    stock: tuple[str | solvers.Solver, ...] = ("euler", "ab2", "dpmpp_2m", "unipc")
+    budgets: tuple[int, ...] | None = None
+    validation: float = 0.25
+    name: str = field(default="auto", init=False)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One schedule that was tried. family: "searched", "stock" or "fitted along". path: where its times are from.
+    error: float64 [samples], mean squared distance to the teacher on the validation samples."""
+
+    family: str
+    path: str
+    plan: Plan
+    error: Tensor
+    endpoint: Tensor
+
+    @property
+    def steps(self) -> int:
+        return self.plan.steps
+
+    @property
+    def cost(self) -> float:
+        return float(self.error.mean())
+
+    def describe(self) -> dict[str, Any]:
+        """JSON values: steps, family, path, solver, cost."""
+        return {
+            "steps": self.steps,
+            "family": self.family,
+            "path": self.path,
+            "solver": self.plan.solver.name,
+            "cost": self.cost,
+        }
+
+
+@dataclass(frozen=True)
+class Judged:
+    """best: one row a budget. table: all of them. target: [samples, D], the teacher's endpoints of the judges."""
+
+    best: list[Row]
+    table: list[Row]
+    target: Tensor
+
+
+MakeGrid = Callable[[str, int], Tensor]
+"""(a grid's name, steps) -> flow times, float64 [steps + 1]."""
+
+
+def run_auto(
+    noise: Tensor,
+    t: Tensor,
+    steps: int,
+    config: Auto,
+    make_grid: MakeGrid,
+    *,
+    teacher_solver: solvers.Solver,
+    free: bool,
+    candidates: int | None,
+    beam: int,
+    tally: Callable[[str, Generator[Ask, Tensor, Any]], Generator[Ask, Tensor, Any]],
+) -> Generator[Ask, Tensor, Judged]:
+    """noise: [B, *shape], B >= 2; the last samples judge. tally: counts what a part asks for under its name."""
+    judges = max(1, round(config.validation * len(noise)))
+    fit, judge = slice(0, len(noise) - judges), slice(len(noise) - judges, len(noise))
+    teacher: Teacher = yield from tally("teacher", integrate(noise[fit], t, teacher_solver, fit))
+    seen: Teacher = yield from tally("teacher", integrate(noise[judge], t, teacher_solver, judge))
+    target, first = seen.states[:, -1].clone(), seen.first_velocity
+    del seen
+    budgets = config.budgets or tuple(range(1, steps + 1))
+    tried: list[tuple[str, str, Plan]] = []
+
+    memory: list[tuple[Ask, Tensor]] = []
+    for name in config.searched:
+        solver = solvers.get(name)
+        search = distil(
+            noise[fit], t, steps, solver, teacher, samples=fit, joint=True, free=free, candidates=candidates, beam=beam
+        )
+        found = yield from tally("search", _remembering(search, memory))
+        tried += [("searched", "search", found.plans[budget - 1][0]) for budget in budgets]
+
+    fitted = next((s for s in map(solvers.get, config.searched) if isinstance(s, solvers.Fitted)), solvers.Fitted())
+    paths = [
+        (f"search with {plan.solver.name}", plan.nodes)
+        for _, _, plan in tried
+        if plan.nodes is not None and not solvers.is_searched(plan.solver)
+    ]
+    for grid in config.grids:
+        for budget in budgets:
+            times = make_grid(grid, budget)
+            for name in config.stock:
+                solver = solvers.get(name)
+                plan = Plan(times, solver, solvers.along(solver, times), None, float(times[0]))
+                tried.append(("stock", grid, plan))
+            paths.append((grid, nearest(t, times)))
+    for name, nodes in paths:
+        if int(nodes[0]) == 0:
+            rows = yield from tally("fit", fit_along(noise[fit], t, nodes, fitted, teacher, samples=fit))
+            tried.append(("fitted along", name, Plan(t[nodes], fitted, rows, nodes, float(t[0]))))
+
+    table = []
+    for family, path, plan in tried:
+        known = first if float(plan.t[0]) == float(t[0]) == plan.noise_scale else None
+        walk = run(
+            noise[judge],
+            plan.t,
+            plan.coefficients,
+            plan.solver.carries,
+            samples=judge,
+            scale=plan.noise_scale,
+            nodes=plan.nodes,
+            first_velocity=known,
+        )
+        end = yield from tally("validation", walk)
+        table.append(Row(family, path, plan, squared_error(end, target), end))
+    best = [min((row for row in table if row.steps == budget), key=lambda row: row.cost) for budget in budgets]
+    return Judged(best, table, target)
+
+
+def _remembering(
+    core: Generator[Ask, Tensor, Any], memory: list[tuple[Ask, Tensor]], keep: int = 2
+) -> Generator[Ask, Tensor, Any]:
+    """Answers from `memory` what was asked before; the first `keep` asks of the first search are put there: searches
+    that start with Euler's step agree in those."""
+    learning, count = not memory, 0
+    try:
+        ask = next(core)
+        while True:
+            known = next((sent for old, sent in memory if _same(ask, old)), None)
+            if known is None:
+                known = yield ask
+                if learning and count < keep:
+                    memory.append((ask._replace(states=ask.states.clone()), known.clone()))
+            count += 1
+            ask = core.send(known)
+    except StopIteration as done:
+        return done.value
+
+
+def _same(one: Ask, other: Ask) -> bool:
+    return (
+        one.states.shape == other.states.shape and torch.equal(one.t, other.t) and torch.equal(one.states, other.states)
+    )

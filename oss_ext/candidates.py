@@ -1,0 +1,50 @@
+"""Which nodes of the teacher's grid a search looks at, where it does not look at all of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOOR = 0.3
+"""The share of the nodes that is spread evenly over the grid, whatever the velocity does."""
+
+
+def place(t: Tensor, turning: Tensor, count: int, *, floor: float = FLOOR) -> Tensor:
+    """int64 [count + 1]: ascending nodes of the grid from 0 to N, dense where the teacher's velocity turns.
+
+    Every interval between neighbours gets an equal share of the square root of the velocity's rate of change in flow
+    time: a step of length h from where the velocity changes at rate r is off by about r h^2 / 2, so steps of length
+    r^(-1/2) are off by as much everywhere. A part of the nodes is spread evenly over the grid.
+
+    t: float64 [N + 1]. turning: float64 [N], `Teacher.turning`. count: 1..N. floor: in [0, 1].
+    """
+    last = len(t) - 1
+    step = -t.diff()
+    rate = turning / torch.cat([step[:1], step[:-1]])
+    rate[:1] = rate[1:2]  # nothing is known before node 0
+    share = rate.sqrt() * step
+    total = float(share.sum())
+    even = torch.full_like(step, 1 / last)
+    density = (1 - floor) * share / total + floor * even if total > 0 else even
+    reached = torch.cat([density.new_zeros(1), density.cumsum(0)])
+    wanted = torch.linspace(0, 1, count + 1, dtype=torch.float64) * reached[-1]
+    above = torch.searchsorted(reached, wanted).clamp(1, last)
+    nearer = (wanted - reached[above - 1] < reached[above] - wanted).long()
+    return distinct(above - nearer, last)
+
+
+def nearest(t: Tensor, times: Tensor) -> Tensor:
+    """int64 [k + 1]: the nodes of the grid t [N + 1] nearest to `times` [k + 1], from 0 to N, all distinct."""
+    return distinct((t[:, None] - times).abs().argmin(0), len(t) - 1)
+
+
+def distinct(nodes: Tensor, last: int) -> Tensor:
+    """Ascending `nodes`, moved as little as makes them strictly so, the first 0 and the last `last`."""
+    moved = nodes.tolist()
+    moved[0] = 0
+    for k in range(1, len(moved)):
+        moved[k] = max(moved[k], moved[k - 1] + 1)
+    moved[-1] = last
+    for k in range(len(moved) - 2, 0, -1):
+        moved[k] = min(moved[k], moved[k + 1] - 1)
+    return torch.tensor(moved)

@@ -1,0 +1,90 @@
+"""What steps a solver offers at one stage: the coefficients of every step i -> j, and how far each lands from the
+teacher."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from oss_ext import kernels, solvers
+from oss_ext.fitting import cross_validated, least_squares
+
+CHUNK = 2**23  # numbers of a [B, M, M, P] tensor held at once
+FOLDS = 4
+LONE_RIDGE = 1e-3  # where there is one sample, hence nothing to validate on
+
+
+class Proposal(NamedTuple):
+    """coefficients: float64 [M, M, P], or [B, M, M, P] where every sample has its own. cost: [B, M, M], +inf for steps
+    that are not on offer; joint: parts [G, M, M] to be summed."""
+
+    coefficients: Tensor
+    cost: Tensor
+
+
+def propose(
+    solver: solvers.Solver,
+    basis: list[Tensor],
+    target: Tensor,
+    past: Tensor,
+    times: Tensor,
+    sources: tuple[int, int],
+    joint: bool,
+) -> Proposal:
+    """basis: P tensors [B, M, D]. target: [B, M, D], the teacher's states. past: float64 [M, P - 2] or [B, M, P - 2],
+    the flow times of the earlier evaluations in each node's basis, NaN where there are fewer. times: float64 [M].
+    sources: the half-open range of nodes that steps leave from. joint: the samples share one choice."""
+    history = torch.cat([times.expand(past.shape[:-1])[..., None], past], -1).unsqueeze(-2)
+
+    def cost_of(coefficients: Tensor) -> Tensor:
+        return kernels.pairwise_cost(basis, coefficients, target, sources=sources)
+
+    if isinstance(solver, solvers.Mixed):
+        offers = [Proposal(each, cost_of(each)) for each in solver.choices(history, times)]
+        return _nearest(offers, joint)
+    coefficients = solver.coefficients(history, times)
+    if isinstance(solver, solvers.Fitted):
+        coefficients = fit(basis, target, coefficients, sources, solver.ridge)
+    return Proposal(coefficients, cost_of(coefficients))
+
+
+def _nearest(offers: list[Proposal], joint: bool) -> Proposal:
+    """The offer of least cost for each step; the earlier one wins ties."""
+    best, *others = offers
+    for other in others:
+        here, there = (cost.sum(0, dtype=torch.float64) if joint else cost for cost in (best.cost, other.cost))
+        better = there < here
+        best = Proposal(
+            torch.where(better[..., None], other.coefficients, best.coefficients),
+            torch.where(better, other.cost, best.cost),
+        )
+    return best
+
+
+def fit(basis: list[Tensor], target: Tensor, near: Tensor, sources: tuple[int, int], ridge: float | None) -> Tensor:
+    """float64 [M, M, P]: the least-squares coefficients of every step, over all samples; elsewhere `near`.
+
+    ridge: None: cross-validated. The moments come a few samples at a time. The other arguments are those of `propose`.
+    """
+    (batch, count), width = basis[0].shape[:2], len(basis)
+    folds = min(batch, FOLDS) if ridge is None else 1
+    rows = -(-max(1, CHUNK // (count * count * width)) // folds) * folds  # whole rounds of the folds
+    gram = torch.zeros(folds, count, width, width, dtype=torch.float64)
+    moment = torch.zeros(folds, count, count, width, dtype=torch.float64)
+    for low in range(0, batch, rows):
+        part = slice(low, low + rows)
+        products, moments = kernels.gram([vectors[part] for vectors in basis], target[part], sources=sources)
+        for fold in range(folds):  # sample b is in fold b % folds
+            gram[fold] += products[fold::folds].sum(0).cpu()
+            moment[fold] += moments[fold::folds].sum(0).cpu()
+    begin, end = sources
+    fitted = near.cpu().clone()
+    steps = fitted[begin:end]
+    gram, moment = gram[:, begin:end], moment[:, begin:end]
+    if folds > 1:
+        fitted[begin:end] = cross_validated(gram, moment, steps)[0]
+    else:
+        fitted[begin:end] = least_squares(gram[0], moment[0], steps, ridge=LONE_RIDGE if ridge is None else ridge)
+    return fitted.to(target.device)

@@ -1,0 +1,78 @@
+"""Runs along one path, one evaluation a step: with given coefficients, or fitting them on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import torch
+from torch import Tensor
+
+from oss_ext import solvers
+from oss_ext.proposals import fit
+from oss_ext.teacher import Ask, Teacher
+
+
+def run(
+    noise: Tensor,
+    t: Tensor,
+    coefficients: Tensor,
+    carries: solvers.Carries,
+    *,
+    samples: slice,
+    scale: float | None = None,
+    nodes: Tensor | None = None,
+    first_velocity: Tensor | None = None,
+) -> Generator[Ask, Tensor, Tensor]:
+    """The final states [B, D] of the path t, float64 [k + 1], from scale * noise (None: t[0]).
+
+    coefficients: float64 [k, P]. samples: which rows of the search's noise these are. nodes: what the asks call the
+    path. first_velocity: [B, D], where the first evaluation is known.
+    """
+    walk = solvers.Walk(noise.flatten(1) * (float(t[0]) if scale is None else scale), carries, len(coefficients[0]) - 2)
+    for step, weights in enumerate(coefficients.tolist()):
+        output = yield from _output(walk, noise, t, step, samples, nodes, first_velocity)
+        walk.step(output, float(t[step]), weights)
+    return walk.state
+
+
+def fit_along(
+    noise: Tensor, t: Tensor, nodes: Tensor, solver: solvers.Fitted, teacher: Teacher, *, samples: slice
+) -> Generator[Ask, Tensor, Tensor]:
+    """float64 [k, P]: coefficients fitted step by step along nodes [k + 1] of the teacher's grid t, from node 0."""
+    path = t[nodes]
+    walk = solvers.Walk(noise.flatten(1) * float(path[0]), solver.carries, solver.history)
+    rows = []
+    for step in range(len(path) - 1):
+        output = yield from _output(walk, noise, path, step, samples, nodes, teacher.first_velocity)
+        # Two nodes, since statistics are of steps to later nodes: the step is 0 -> 1.
+        basis = [vectors[:, None].expand(-1, 2, -1) for vectors in walk.basis(output)]
+        ages = torch.arange(step, step - 1 - solver.history, -1)
+        history = torch.where(ages >= 0, path[ages.clamp(min=0)], torch.nan)
+        near = solver.coefficients(history, path[step + 1])[: len(basis)]
+        target = teacher.states[:, nodes[step + 1], None].expand(-1, 2, -1)
+        weights = fit(basis, target, near.expand(2, 2, -1), (0, 1), solver.ridge)[0, 1].cpu()
+        rows.append(torch.cat([weights, weights.new_zeros(2 + solver.history - len(weights))]))
+        walk.step(output, float(path[step]), rows[-1].tolist())
+    return torch.stack(rows)
+
+
+def squared_error(state: Tensor, target: Tensor) -> Tensor:
+    """float64 [B] on the CPU: mean squared difference of [B, D]."""
+    return (state.double() - target.double()).square().mean(1).cpu()
+
+
+def _output(
+    walk: solvers.Walk,
+    noise: Tensor,
+    t: Tensor,
+    step: int,
+    samples: slice,
+    nodes: Tensor | None,
+    first_velocity: Tensor | None,
+) -> Generator[Ask, Tensor, Tensor]:
+    if step == 0 and first_velocity is not None:
+        return first_velocity
+    here = slice(step, step + 1)
+    state = walk.state.reshape(len(noise), 1, *noise.shape[1:])
+    sent = yield Ask(state, t[here], samples, None if nodes is None else nodes[here])
+    return sent.flatten(1)
