@@ -53,7 +53,7 @@ def euler_coefficients(t):
 
 def our_stage(x, v, y, coefficients):
     """One stage with our kernels -> (backpointers, states)."""
-    cost = kernels.pairwise_cost([x, v], coefficients, y)
+    cost = kernels.pairwise_cost([x, v], coefficients, y, joint=True)
     _, pointers = kernels.min_reduce(cost, joint=True)
     return pointers, kernels.advance([x, v], coefficients, pointers)
 
@@ -109,9 +109,10 @@ def bench(size, device, runs, peer_runs, copy_rate, fp32_rate):
         replays = [capture(lambda data=data: our_stage(*data[:3], coefficients)) for data in sets]
         row["ours_graph"] = measure.timed(lambda k: replays[k % len(sets)].replay(), device, runs)
         del replays
-    cost = kernels.pairwise_cost([x, v], coefficients, y)
+    cost = kernels.pairwise_cost([x, v], coefficients, y, joint=True)
+    row["cost_parts"] = cost.shape[0]
     parts = {
-        "pairwise_cost": lambda x, v, y, t: kernels.pairwise_cost([x, v], coefficients, y),
+        "pairwise_cost": lambda x, v, y, t: kernels.pairwise_cost([x, v], coefficients, y, joint=True),
         "min_reduce": lambda x, v, y, t: kernels.min_reduce(cost, joint=True),
         "advance": lambda x, v, y, t: kernels.advance([x, v], coefficients, pointers),
         "gram": lambda x, v, y, t: kernels.gram([x, v], y),

@@ -9,8 +9,8 @@ import torch
 
 from oss_ext import kernels
 
-# (batch, nodes, dim): short rows, odd rows, rows that split, more nodes than a tile.
-SIZES = [(2, 9, 16), (1, 40, 61), (2, 37, 131), (1, 70, 4096), (1, 5, 9001)]
+# (batch, nodes, dim): short rows, a few samples and many in a sum, odd rows, rows that split, more nodes than a tile.
+SIZES = [(2, 9, 16), (97, 130, 7), (1, 40, 61), (2, 37, 131), (1, 70, 4096), (1, 5, 9001)]
 
 
 def main() -> None:
@@ -30,6 +30,12 @@ def main() -> None:
                     for joint in (False, True):
                         _, backpointers = kernels.min_reduce(cost, joint=joint)
                         kernels.advance(basis, coefficients, backpointers)
+                own = coefficients.expand(batch, nodes, nodes, count)
+                for summed in (
+                    kernels.pairwise_cost(basis, coefficients, target, joint=True),
+                    kernels.pairwise_cost(basis, own, target, weight=weight, sources=(1, nodes - 1), joint=True),
+                ):
+                    kernels.min_reduce(summed, joint=True)
                 kernels.gram(basis, target)
                 kernels.gram(basis, target, weight=weight, sources=(1, nodes - 1))
                 kernels.min_plus(costs[0].float(), 3)

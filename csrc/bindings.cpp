@@ -1,5 +1,6 @@
 // The Python module oss_ext._C: checks tensors, fills the parameter structs, calls the CPU or the CUDA entry.
-// Outputs are allocated by the caller (oss_ext/kernels.py); `allocate(bytes)` hands out CUDA workspace.
+// Outputs are allocated by the caller (oss_ext/kernels.py); `allocate(bytes)` hands out CUDA workspace, and
+// `allocate_cost(parts)` the one output whose shape is decided here.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -153,9 +154,9 @@ void take_sources(Params& params, int64_t begin, int64_t end) {
   params.source_end = end;
 }
 
-void pairwise_cost(const std::vector<py::object>& basis, py::handle coefficients, py::handle target,
-                   const py::object& weight, const py::object& target_weight, int64_t source_begin, int64_t source_end,
-                   py::handle cost, const Launch& launch) {
+py::object pairwise_cost(const std::vector<py::object>& basis, py::handle coefficients, py::handle target,
+                         const py::object& weight, const py::object& target_weight, int64_t source_begin,
+                         int64_t source_end, bool joint, const py::object& allocate_cost, const Launch& launch) {
   PairwiseCostParams params{};
   auto inputs = take_basis(basis, params);
   const TensorArgument like = inputs[0];
@@ -165,7 +166,15 @@ void pairwise_cost(const std::vector<py::object>& basis, py::handle coefficients
   params.weight = take_vector(weight, "weight", params.dim, acc, like);
   params.target_weight = take_vector(target_weight, "target_weight", params.nodes, acc, like);
   take_sources(params, source_begin, source_end);
-  const auto out = take_output(cost, "cost", {params.batch, params.nodes, params.nodes}, acc, like);
+  params.samples_per_sum = 1;
+  if (joint) {
+    params.samples_per_sum = like.device.cuda ? cuda::pairwise_cost_samples_per_sum(params, like.device.index)
+                                              : cpu::pairwise_cost_samples_per_sum(params);
+    if (params.samples_per_sum < 1) raise_on(static_cast<Status>(params.samples_per_sum), "pairwise_cost");
+  }
+  const int64_t parts = (params.batch + params.samples_per_sum - 1) / params.samples_per_sum;
+  py::object cost = allocate_cost(parts);
+  const auto out = take_output(cost, "cost", {parts, params.nodes, params.nodes}, acc, like);
   want_all_apart(out, inputs);
   params.cost = out.data;
   py::object keep;
@@ -176,6 +185,7 @@ void pairwise_cost(const std::vector<py::object>& basis, py::handle coefficients
     return like.device.cuda ? cuda::pairwise_cost(params, like.device.index, stream_of(launch))
                             : cpu::pairwise_cost(params, launch.threads);
   });
+  return cost;
 }
 
 TensorArgument take_cost(py::handle cost, DType& dtype) {

@@ -32,11 +32,12 @@ def pairwise_cost(
     weight: Tensor | None = None,
     target_weight: Tensor | None = None,
     sources: tuple[int, int] | None = None,
+    joint: bool = False,
 ) -> Tensor:
     """cost[b,i,j] = target_weight_j * mean_d w_d (sum_p C_ijp u_p(i) - y_j)^2 for j > i in sources, +inf elsewhere.
 
     Coefficients and weights are first rounded to the accumulate dtype, as the kernels round them.
-    Returns [B, M, M] in that dtype.
+    Returns [B, M, M] in that dtype; joint: [1, M, M], summed over the samples ([0, M, M] if there are none).
     """
     batch, nodes, dim = target.shape
     accumulate = _accumulate_dtype(target.dtype)
@@ -53,6 +54,8 @@ def pairwise_cost(
             cost[b, i, later] = (w * (step - y[b, later]) ** 2).sum(dim=-1) / dim
             if target_weight is not None:
                 cost[b, i, later] *= target_weight.to(accumulate).double()[later]
+    if joint:
+        cost = cost.sum(dim=0, keepdim=True)[:batch]
     return cost.to(accumulate)
 
 

@@ -35,8 +35,8 @@ void run(const GramParams& params, int threads) {
   const double operations =
       static_cast<double>(plan.tiles()) * kTileSources * kTileTargets * params.dim * (count + 1) / 8;
   for_tiles(
-      params, plan, threads, operations, moment_scratch(params.basis_count), kTileSources * kTileTargets * count,
-      [&](const Tile& tile, const TileTask&, double* sums) { isa.moment(tile, sums); },
+      plan, threads, operations, moment_scratch(params.basis_count), kTileSources * kTileTargets * count,
+      [&](const TileTask& task, char* scratch, double* sums) { isa.moment(make_tile(params, task, scratch), sums); },
       [&](const TileTask& task, const double* sums) {
         for (int i = 0; i < task.sources; ++i)
           for (int j = 0; j < task.targets; ++j) {

@@ -18,19 +18,27 @@ void run(const PairwiseCostParams& params, int threads) {
   T* cost = static_cast<T*>(params.cost);
   const T* target_weight = static_cast<const T*>(params.target_weight);
 
-  const int64_t rows = params.batch * nodes;
+  const int64_t parts = (params.batch + params.samples_per_sum - 1) / params.samples_per_sum;
+  const int64_t rows = parts * nodes;
   parallel_for(rows, worker_count(rows, threads, static_cast<double>(rows) * nodes / 8),
                [&](int64_t row, int) { std::fill_n(cost + row * nodes, nodes, std::numeric_limits<T>::infinity()); });
 
-  const TilePlan plan(params.batch, nodes, params.dim, params.source_begin, params.source_end);
-  const double operations =
-      static_cast<double>(plan.tiles()) * kTileSources * kTileTargets * params.dim * (count + 1) / 16;
+  // The plan's samples are the parts of the cost.
+  const TilePlan plan(parts, nodes, params.dim, params.source_begin, params.source_end);
+  const double operations = static_cast<double>(plan.tiles()) * params.samples_per_sum * kTileSources * kTileTargets *
+                            params.dim * (count + 1) / 16;
   for_tiles(
-      params, plan, threads, operations, pairwise_scratch(params.basis_count, sizeof(T)), kTileSources * kTileTargets,
-      [&](const Tile& tile, const TileTask& task, double* sums) {
-        const T* coefficients = static_cast<const T*>(params.coefficients) + task.sample * params.coefficient_stride +
-                                (task.first_source * nodes + task.first_target) * count;
-        isa.pairwise(tile, coefficients, nodes * count, sums);
+      plan, threads, operations, pairwise_scratch(params.basis_count, sizeof(T)), kTileSources * kTileTargets,
+      [&](const TileTask& task, char* scratch, double* sums) {
+        std::fill_n(sums, kTileSources * kTileTargets, 0.0);
+        TileTask one = task;
+        const int64_t first = task.sample * params.samples_per_sum;
+        const int64_t end = std::min(first + params.samples_per_sum, params.batch);
+        for (one.sample = first; one.sample < end; ++one.sample) {
+          const T* coefficients = static_cast<const T*>(params.coefficients) + one.sample * params.coefficient_stride +
+                                  (task.first_source * nodes + task.first_target) * count;
+          isa.pairwise(make_tile(params, one, scratch), coefficients, nodes * count, sums);
+        }
       },
       [&](const TileTask& task, const double* sums) {
         for (int i = 0; i < task.sources; ++i)
@@ -46,9 +54,18 @@ void run(const PairwiseCostParams& params, int threads) {
 
 }  // namespace
 
+int64_t pairwise_cost_samples_per_sum(const PairwiseCostParams& params) {
+  const Status status = check_tile_params(params);
+  if (status != kOk) return status;
+  const int64_t tiles = TilePlan(1, params.nodes, params.dim, params.source_begin, params.source_end).tiles();
+  if (tiles == 0) return std::max<int64_t>(params.batch, 1);
+  return std::max<int64_t>(params.batch * tiles / kEnoughTasks, 1);
+}
+
 Status pairwise_cost(const PairwiseCostParams& params, int threads) {
   const Status status = check_tile_params(params);
   if (status != kOk) return status;
+  if (params.samples_per_sum < 1) return kInvalidArgument;
   return guarded_for(params.dtype, [&](auto acc) { run<decltype(acc)>(params, threads); });
 }
 

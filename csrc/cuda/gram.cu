@@ -42,12 +42,8 @@ Status compute(const GramParams& params, int device, cudaStream_t stream) {
   const Plan plan = plan_for<P>(params, device);
   if (params.workspace_bytes < bytes_of(plan, params)) return kWorkspaceTooSmall;
   GramArgs args{};
-  take_rows(params, args);
+  take_pairs(params, plan.tiles, plan.splits, args);
   args.weight = params.weight;
-  args.source_begin = params.source_begin;
-  args.source_end = params.source_end;
-  args.tiles = plan.tiles;
-  args.splits = plan.splits;
   args.span = plan.span;
   args.sums = static_cast<double*>(params.workspace);
   args.products = args.sums + plan.splits * moment_count(params);

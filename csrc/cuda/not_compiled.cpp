@@ -12,6 +12,7 @@ bool compiled() { return false; }
 const char* error_string(Status) { return "this build of oss_ext has no CUDA kernels"; }
 
 int64_t pairwise_cost_workspace(const PairwiseCostParams&, int) { return kNotCompiled; }
+int64_t pairwise_cost_samples_per_sum(const PairwiseCostParams&, int) { return kNotCompiled; }
 Status pairwise_cost(const PairwiseCostParams&, int, void*) { return kNotCompiled; }
 int64_t min_reduce_workspace(const MinReduceParams&, int) { return kNotCompiled; }
 Status min_reduce(const MinReduceParams&, int, void*) { return kNotCompiled; }

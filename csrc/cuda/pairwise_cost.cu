@@ -7,6 +7,8 @@ namespace oss_ext::cuda {
 template <typename T>
 int64_t cost_workspace(const PairwiseCostParams& params, int device);
 template <typename T>
+int64_t cost_samples_per_sum(const PairwiseCostParams& params, int device);
+template <typename T>
 Status cost_on(const PairwiseCostParams& params, int device, cudaStream_t stream);
 
 int64_t pairwise_cost_workspace(const PairwiseCostParams& params, int device) {
@@ -18,9 +20,19 @@ int64_t pairwise_cost_workspace(const PairwiseCostParams& params, int device) {
   return status == kOk ? bytes : status;
 }
 
+int64_t pairwise_cost_samples_per_sum(const PairwiseCostParams& params, int device) {
+  int64_t samples = 1;
+  const Status status = dispatch_dtype(params.dtype, [&](auto element) {
+    samples = cost_samples_per_sum<decltype(element)>(params, device);
+    return kOk;
+  });
+  return status == kOk ? samples : status;
+}
+
 Status pairwise_cost(const PairwiseCostParams& params, int device, void* stream) {
   DeviceGuard guard(device);
   if (guard.status() != kOk) return guard.status();
+  if (params.samples_per_sum < 1) return kInvalidArgument;
   if (params.batch == 0) return kOk;
   return dispatch_dtype(params.dtype, [&](auto element) {
     return cost_on<decltype(element)>(params, device, static_cast<cudaStream_t>(stream));

@@ -3,6 +3,7 @@
 namespace oss_ext::cuda {
 
 template int64_t cost_workspace<float>(const PairwiseCostParams&, int);
+template int64_t cost_samples_per_sum<float>(const PairwiseCostParams&, int);
 template Status cost_on<float>(const PairwiseCostParams&, int, cudaStream_t);
 
 }  // namespace oss_ext::cuda

@@ -112,20 +112,27 @@ def epsilon(dtype: torch.dtype) -> float:
     return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
 
 
-def assert_cost_close(cost: Tensor, case: Case) -> None:
-    """Against the oracle, whose entries must be finite where a pair is wanted.
+def assert_cost_close(cost: Tensor, case: Case, joint: bool = False) -> None:
+    """Against the oracle, whose entries must be finite where a pair is wanted. joint: the parts of `cost`, summed.
 
     Digits are lost where a step and its target cancel, so that the error is measured against the sum without signs,
     mean_d w (sum |C u| + |y|)^2. 32 roundings of it are allowed.
     """
     (basis, coefficients, target), keywords = case.cost_arguments()
+    keywords["joint"] = joint
     with threads(1):  # many small torch operations: on a busy machine their threads wait for each other
         expected = reference.pairwise_cost(basis, coefficients, target, **keywords).double()
         size = reference.pairwise_cost([u.abs() for u in basis], coefficients.abs(), -target.abs(), **keywords).double()
-    assert cost.shape == expected.shape
+    if joint:
+        assert min(case.batch, 1) <= cost.shape[0] <= case.batch and cost.shape[1:] == expected.shape[1:]
+    else:
+        assert cost.shape == expected.shape
     assert cost.dtype == (torch.float64 if case.dtype == torch.float64 else torch.float32)
     finite = expected.isfinite()
     got = cost.cpu().double()
+    if joint:
+        assert torch.equal(got.isposinf(), ~finite.expand_as(got)), "every part has +inf outside the wanted pairs"
+        got = got.sum(dim=0, keepdim=True)[: case.batch]
     assert torch.equal(got.isposinf(), ~finite), "entries outside the upper triangle and the source range are +inf"
     error = (got - expected).abs()[finite]
     allowed = 32 * epsilon(case.dtype) * size[finite]

@@ -117,7 +117,7 @@ def test_graph_capture(cuda_device: torch.device) -> None:
     (basis, coefficients, target), _ = case.cost_arguments(cuda_device)
 
     def stage() -> torch.Tensor:
-        _, backpointers = kernels.min_reduce(kernels.pairwise_cost(basis, coefficients, target), joint=True)
+        _, backpointers = kernels.min_reduce(kernels.pairwise_cost(basis, coefficients, target, joint=True), joint=True)
         return kernels.advance(basis, coefficients, backpointers)
 
     side = torch.cuda.Stream(cuda_device)

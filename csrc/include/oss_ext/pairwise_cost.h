@@ -1,6 +1,8 @@
 // cost[b,i,j] = tw_j / D * sum_d w_d (sum_p C[b,i,j,p] u_p[b,i,d] - y[b,j,d])^2   for i < j, i in the source range;
 // +inf everywhere else. (OSS, arXiv 2503.21774, Algorithm 1: candidates against the teacher, for any linear multistep
 // step.)
+//
+// For a joint search, costs may be summed over neighbouring samples on the way: min_reduce adds the rest.
 #pragma once
 
 #include "oss_ext/types.h"
@@ -18,15 +20,20 @@ struct PairwiseCostParams {
   const void* weight;                // acc [dim], or null: all 1
   const void* target_weight;         // acc [nodes], or null: all 1
   int64_t source_begin, source_end;  // rows to compute, half open
-  void* cost;                        // acc [batch, nodes, nodes] contiguous, every entry is written
+  int64_t samples_per_sum;           // 1: a cost a sample; else what pairwise_cost_samples_per_sum answers
+  void* cost;                        // acc [ceil(batch / samples_per_sum), nodes, nodes], contiguous and all written
   void* workspace;                   // CUDA only
   int64_t workspace_bytes;
 };
 
 namespace cpu {
+// How many samples' costs a joint call should sum: looks at sizes, dtype and source range alone. Negative: a Status.
+int64_t pairwise_cost_samples_per_sum(const PairwiseCostParams& params);
 Status pairwise_cost(const PairwiseCostParams& params, int threads);
-}
+}  // namespace cpu
 namespace cuda {
+// Likewise, for this device. 1 for long rows.
+int64_t pairwise_cost_samples_per_sum(const PairwiseCostParams& params, int device);
 // Bytes of workspace that this call wants on this device; negative: a Status.
 int64_t pairwise_cost_workspace(const PairwiseCostParams& params, int device);
 Status pairwise_cost(const PairwiseCostParams& params, int device, void* stream);

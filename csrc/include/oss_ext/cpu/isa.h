@@ -13,7 +13,7 @@ constexpr int kBlockDim = 1024;
 constexpr int kFewDims = 32;
 
 // One tile of (source, target) pairs over the dims [dim_begin, dim_end). Pointers stand at the tile's first row, at dim
-// 0. Pair (i, j) of the tile is wanted where j + diagonal > i; other sums are left 0.
+// 0. Pair (i, j) of the tile is wanted where j + diagonal > i; other sums are left alone, or 0.
 struct Tile {
   DType dtype;
   int basis_count;
@@ -37,7 +37,7 @@ constexpr int64_t moment_scratch(int basis_count) {
 
 struct IsaKernels {
   const char* name;
-  // sums[kTileSources][kTileTargets] = sum_d w (sum_p C u_p - y)^2. coefficients: acc, at the tile's first pair,
+  // sums[kTileSources][kTileTargets] += sum_d w (sum_p C u_p - y)^2. coefficients: acc, at the tile's first pair,
   // coefficient_stride elements from source to source, targets basis_count apart.
   void (*pairwise)(const Tile& tile, const void* coefficients, int64_t coefficient_stride, double* sums);
   // sums[kTileSources][kTileTargets][basis_count] = sum_d w u_p (y - u_0).

@@ -151,14 +151,13 @@ void add_few_dims(const Tile& tile, const PackedTile<T>& packed, int count, cons
       T out[lanes];
       store<T>(out, sum);
       for (int j = j0; j < j0 + width; ++j)
-        if (j + tile.diagonal > i) sums[i * kTileTargets + j] = static_cast<double>(out[j - j0]);
+        if (j + tile.diagonal > i) sums[i * kTileTargets + j] += static_cast<double>(out[j - j0]);
     }
   }
 }
 
 template <class T, int P, bool Weighted>
 void pairwise_tile(const Tile& tile, const T* coefficients, int64_t stride, double* sums) {
-  for (int k = 0; k < kTileSources * kTileTargets; ++k) sums[k] = 0;
   const bool few = tile.dim_end - tile.dim_begin <= kFewDims;
   for (int64_t first = tile.dim_begin; first < tile.dim_end; first += kBlockDim) {
     const int64_t left = tile.dim_end - first;

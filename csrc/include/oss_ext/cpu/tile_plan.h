@@ -96,11 +96,11 @@ Status check_tile_params(const Params& p) {
   return kOk;
 }
 
-// Sums of every tile over all dims. compute(tile, task, sums) fills tile_size doubles for one segment of the dims;
+// Sums of every tile over all dims. compute(task, scratch, sums) fills tile_size doubles for one segment of the dims;
 // finish(task, sums) gets their total, the segments added in order. May throw std::bad_alloc.
-template <class Params, class Compute, class Finish>
-void for_tiles(const Params& params, const TilePlan& plan, int threads, double operations, int64_t scratch_bytes,
-               int64_t tile_size, const Compute& compute, const Finish& finish) {
+template <class Compute, class Finish>
+void for_tiles(const TilePlan& plan, int threads, double operations, int64_t scratch_bytes, int64_t tile_size,
+               const Compute& compute, const Finish& finish) {
   const int64_t segments = plan.segments();
   const int64_t tasks = plan.tiles() * segments;
   if (tasks == 0) return;
@@ -113,7 +113,7 @@ void for_tiles(const Params& params, const TilePlan& plan, int threads, double o
   parallel_for(tasks, workers, [&](int64_t index, int worker) {
     const TileTask task = plan.task(index / segments, index % segments);
     double* task_sums = all_sums + (segments == 1 ? worker : index) * tile_size;
-    compute(make_tile(params, task, scratch.data() + scratch_bytes * worker), task, task_sums);
+    compute(task, scratch.data() + scratch_bytes * worker, task_sums);
     if (segments == 1) finish(task, task_sums);
   });
   if (segments == 1) return;

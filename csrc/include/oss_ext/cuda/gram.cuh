@@ -6,12 +6,11 @@
 
 namespace oss_ext::cuda {
 
-struct GramArgs : RowArgs {
+struct GramArgs : PairArgs {
   const double* weight;
-  int64_t source_begin, source_end;
-  int64_t tiles, splits, span;  // span: numbers a split covers, a multiple of kGramChunk
-  double* sums;                 // moments [splits, batch, nodes, nodes, P]
-  double* products;             // Gram matrices [splits, batch, nodes, P, P]
+  int64_t span;      // numbers a split covers, a multiple of kGramChunk
+  double* sums;      // moments [splits, batch, nodes, nodes, P]
+  double* products;  // Gram matrices [splits, batch, nodes, P, P]
 };
 
 // A warp's tile (kGramI x kGramJ pairs, P sums each, all in registers), the block's layout of warps, and the numbers of

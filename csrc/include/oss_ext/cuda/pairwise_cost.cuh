@@ -1,11 +1,9 @@
-// Two kernels for cost[b,i,j] = sum_d w_d (sum_p C_ijp u_p(i) - y_j)^2, both over blocks of (sources x targets) in the
-// upper triangle, and the pass that adds the parts of a split dimension and scales.
+// cost[b,i,j] = sum_d w_d (sum_p C_ijp u_p(i) - y_j)^2 for long rows (short ones: pairwise_cost_short.cuh), and the
+// pass that adds the parts of a split dimension and scales.
 //
-// - pairwise_cost_tiled, for long rows: a warp owns a tile of TI x TJ pairs, its sums and coefficients in registers,
-// and
-//   its lanes run along the dimension; the block's rows come through shared memory, kStages chunks deep.
-//   P + 1 fused instructions a pair and dimension, (P TI + TJ) / (TI TJ) shared loads.
-// - pairwise_cost_short, for rows of a few numbers: a thread owns one target and goes through the sources.
+// A warp owns a tile of TI x TJ pairs, its sums and coefficients in registers, and its lanes run along the dimension;
+// the block's rows come through shared memory, kStages chunks deep. P + 1 fused instructions a pair and number, (P TI +
+// TJ) / (TI TJ) shared loads.
 #pragma once
 
 #include "oss_ext/cuda/common.cuh"
@@ -13,18 +11,18 @@
 
 namespace oss_ext::cuda {
 
-struct CostArgs : RowArgs {
+struct CostArgs : PairArgs {
   const void* coefficients;
   int64_t coefficient_stride;
   const void* weight;
-  int64_t source_begin, source_end;
-  int64_t tiles;                     // tiles of the upper triangle, a sample
-  int64_t splits, chunks_per_split;  // of the dimension, long rows
-  int64_t sources_per_block;         // short rows
-  void* sums;                        // acc [splits, batch, nodes, nodes]; with one split: the costs themselves
+  void* sums;  // acc [splits, batch, nodes, nodes]; with one split: the costs themselves
   const void* target_weight;
-  double scale;  // 1 / dim
-  bool aligned;  // every row may be read 16 bytes at a time
+  double scale;              // 1 / dim
+  bool aligned;              // every row may be read 16 bytes at a time
+  int64_t chunks_per_split;  // long rows
+  // Short rows: samples of a cost, of a block, in shared memory at once; log2 of the threads that bring a row there.
+  int64_t samples_per_sum, samples_per_block;
+  int samples_at_once, unit_bits;
 };
 
 __device__ __forceinline__ void copy_async_16(void* shared, const void* global) {
@@ -226,104 +224,8 @@ __global__ void __launch_bounds__(Tile::kThreads) pairwise_cost_tiled(const __gr
   }
 }
 
-constexpr int kShortTargets = 128, kShortSources = 16, kShortAtOnce = 4;
-
-// Rows up to this length go to pairwise_cost_short: beyond it the tiled kernel is faster, or the rows, in whole packs
-// of four numbers, no longer fit in 48 KiB of shared memory.
-template <typename Acc, int P>
-constexpr int kShortDim = [] {
-  const int fits = 48 * 1024 / ((kShortTargets + P * kShortSources + 1) * static_cast<int>(sizeof(Acc))) / 4 * 4;
-  const int worth = sizeof(Acc) == 8 ? 28 : 60;
-  return fits < worth ? fits : worth;
-}();
-
-// Numbers of a row in shared memory: whole packs of four.
-inline __host__ __device__ int short_stride(int64_t dim) { return static_cast<int>((dim + 3) / 4 * 4); }
-
-template <typename Acc, int P>
-int short_bytes(int64_t dim) {
-  return short_stride(dim) * (kShortTargets + P * kShortSources + 1) * static_cast<int>(sizeof(Acc));
-}
-
-// Block kShortTargets: a thread a target, sources_per_block sources in turn, kShortAtOnce side by side.
-// Grid: batch * tiles; tiles: groups of sources * tiles of targets.
-template <typename T, int P, bool kWeighted>
-__global__ void __launch_bounds__(kShortTargets) pairwise_cost_short(const __grid_constant__ CostArgs args) {
-  using Acc = typename AccOf<T>::type;
-  using Four = Pack<Acc, 4>;
-  extern __shared__ __align__(16) unsigned char shared_bytes[];
-  const int stride = short_stride(args.dim), dim = static_cast<int>(args.dim);
-  Acc* u = reinterpret_cast<Acc*>(shared_bytes);  // [P][kShortSources][stride]
-  Acc* weight = u + P * kShortSources * stride;   // [stride]
-  Acc* y = weight + stride;                       // [stride][kShortTargets]
-  const int64_t b = blockIdx.x / args.tiles;
-  const int64_t target_tiles = (args.nodes + kShortTargets - 1) / kShortTargets, tile = blockIdx.x % args.tiles;
-  const int64_t first_target = tile % target_tiles * kShortTargets, target = first_target + threadIdx.x;
-  const int64_t begin = args.source_begin + tile / target_tiles * args.sources_per_block;
-  const int64_t end = min(min(args.source_end, begin + args.sources_per_block), first_target + kShortTargets - 1);
-  if (begin >= end) return;
-  for (int v = threadIdx.x; v < kShortTargets * stride; v += kShortTargets) {
-    const int d = v % stride, j = v / stride;
-    const bool inside = d < dim && first_target + j < args.nodes;
-    y[d * kShortTargets + j] = inside ? widen(args.target_row<T>(b, first_target + j)[d]) : Acc(0);
-  }
-  if constexpr (kWeighted) {
-    for (int d = threadIdx.x; d < stride; d += kShortTargets) {
-      weight[d] = d < dim ? static_cast<const Acc*>(args.weight)[d] : Acc(0);
-    }
-  }
-  for (int64_t band = begin; band < end; band += kShortSources) {
-    __syncthreads();
-    for (int v = threadIdx.x; v < P * kShortSources * stride; v += kShortTargets) {
-      const int d = v % stride, i = v / stride % kShortSources, p = v / stride / kShortSources;
-      u[v] = d < dim && band + i < end ? widen(args.basis_row<T>(p, b, band + i)[d]) : Acc(0);
-    }
-    __syncthreads();
-    for (int i = 0; i < kShortSources && band + i < end; i += kShortAtOnce) {
-      Acc c[kShortAtOnce][P], sum[kShortAtOnce];
-#pragma unroll
-      for (int k = 0; k < kShortAtOnce; ++k) {
-        const int64_t source = band + i + k;
-        const bool wanted = source < end && target < args.nodes && target > source;
-        const Acc* at = static_cast<const Acc*>(args.coefficients) + b * args.coefficient_stride +
-                        (source * args.nodes + target) * P;
-        sum[k] = Acc(0);
-#pragma unroll
-        for (int p = 0; p < P; ++p) c[k][p] = wanted ? at[p] : Acc(0);
-      }
-      for (int d = 0; d < stride; d += 4) {
-        Acc mine[4];
-#pragma unroll
-        for (int n = 0; n < 4; ++n) mine[n] = y[(d + n) * kShortTargets + threadIdx.x];
-        Four w;
-        if constexpr (kWeighted) w = *reinterpret_cast<const Four*>(weight + d);
-#pragma unroll
-        for (int k = 0; k < kShortAtOnce; ++k) {
-          Acc off[4];
-#pragma unroll
-          for (int p = 0; p < P; ++p) {
-            const Four row = *reinterpret_cast<const Four*>(u + (p * kShortSources + i + k) * stride + d);
-#pragma unroll
-            for (int n = 0; n < 4; ++n) off[n] = fused(c[k][p], row.at[n], p == 0 ? -mine[n] : off[n]);
-          }
-#pragma unroll
-          for (int n = 0; n < 4; ++n) sum[k] = fused(kWeighted ? off[n] * w.at[n] : off[n], off[n], sum[k]);
-        }
-      }
-#pragma unroll
-      for (int k = 0; k < kShortAtOnce; ++k) {
-        const int64_t source = band + i + k;
-        if (source < end && target < args.nodes && target > source) {
-          static_cast<Acc*>(args.sums)[(b * args.nodes + source) * args.nodes + target] =
-              scaled_cost<Acc>(args, sum[k], target);
-        }
-      }
-    }
-  }
-}
-
 // Completes `cost`: +inf outside the wanted pairs and, where the dimension was split, the splits' sums added in their
-// order. Grid: batch * nodes, a block a source's row.
+// order. Grid: parts of the cost * nodes, a block a source's row.
 template <typename Acc>
 __global__ void __launch_bounds__(128) finish_cost(const __grid_constant__ CostArgs args, Acc* cost) {
   const int64_t i = blockIdx.x % args.nodes, row = static_cast<int64_t>(blockIdx.x) * args.nodes;

@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "oss_ext/cuda/pairwise_cost.cuh"
+#include "oss_ext/cuda/pairwise_cost_short.cuh"
 #include "oss_ext/pairwise_cost.h"
 
 namespace oss_ext::cuda {
@@ -26,24 +27,50 @@ using TileFor = std::conditional_t<
 constexpr int64_t kMostChunks = 64;  // 256 numbers a lane
 constexpr int64_t kBlockCost = 5;    // chunks
 
+// The same for short rows, where a block goes through samples: what a block costs apart from its numbers (coefficients,
+// first rows, and a cost to write here and to read later), in numbers of a row; and the bytes of rows that it takes at
+// a time.
+constexpr int64_t kShortBlockCost = 64;
+constexpr int64_t kShortStageBytes = 32 * 1024;
+
 struct CostPlan {
-  int64_t tiles, splits, chunks_per_split, sources_per_block;
+  int64_t tiles, splits, chunks_per_split;
+  int64_t samples_per_block;  // short rows
   bool short_rows;
 };
 
+// Samples a block: as few groups as keep the GPU busy. A block that is alone on its multiprocessor waits for its rows,
+// hence one round more than there are.
+inline int64_t samples_per_block(int64_t tiles, int64_t batch, int64_t length, int device) {
+  if (tiles == 0) return std::max<int64_t>(batch, 1);
+  const int64_t at_once = std::max(1, multiprocessors(device));
+  const int64_t most = std::max<int64_t>(kShortRun * kShortRuns / length, 1);
+  int64_t best = INT64_MAX, found = 1;
+  for (int64_t samples = std::min(batch, most); samples > 0; samples = samples > 16 ? samples * 7 / 8 : samples - 1) {
+    const int64_t groups = ceil_div(batch, samples), even = ceil_div(batch, groups);
+    const int64_t took = (ceil_div(tiles * groups, at_once) + 1) * (even * length + kShortBlockCost);
+    if (took < best) {
+      best = took;
+      found = even;
+    }
+  }
+  return found;
+}
+
 template <typename T, int P, bool kWeighted>
 CostPlan plan_for(const PairwiseCostParams& params, int device) {
+  using Acc = typename AccOf<T>::type;
   using Tile = TileFor<T, P, kWeighted>;
   CostPlan plan{};
-  plan.short_rows = params.dim <= kShortDim<typename AccOf<T>::type, P>;
+  plan.short_rows = params.dim <= kShortDim<Acc>;
   plan.splits = 1;
+  plan.samples_per_block = 1;
   if (plan.short_rows) {
-    // All sources in one block where the batch fills the GPU, else fewer.
-    const int64_t target_tiles = ceil_div(params.nodes, kShortTargets);
-    const int64_t groups = ceil_div(8 * multiprocessors(device), std::max<int64_t>(1, target_tiles * params.batch));
-    const int64_t sources = params.source_end - params.source_begin;
-    plan.sources_per_block = std::max<int64_t>(ceil_div(ceil_div(sources, groups), kShortSources), 1) * kShortSources;
-    plan.tiles = target_tiles * ceil_div(sources, plan.sources_per_block);
+    using Short = ShortTile<Acc, P>;
+    plan.tiles =
+        Triangle<Short::kSources, Short::kTargets>::count(params.source_begin, params.source_end, params.nodes);
+    const int64_t length = short_units<Acc>(params.dim) * Short::kUnit;
+    plan.samples_per_block = samples_per_block(plan.tiles, params.batch, length, device);
     return plan;
   }
   plan.tiles = Triangle<Tile::kSources, Tile::kTargets>::count(params.source_begin, params.source_end, params.nodes);
@@ -71,52 +98,69 @@ inline int64_t bytes_of(const CostPlan& plan, const PairwiseCostParams& params) 
   return plan.splits > 1 ? plan.splits * entries * acc_size(params.dtype) : 0;
 }
 
+// Launches with dynamic shared memory; above 48 KiB it must be asked for.
+inline Status launch_cost(void (*kernel)(CostArgs), int64_t blocks, int threads, int bytes, const CostArgs& args,
+                          cudaStream_t stream) {
+  if (bytes > 40 * 1024) {
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (error != cudaSuccess) return static_cast<Status>(error);
+  }
+  kernel<<<blocks, threads, bytes, stream>>>(args);
+  return launch_status();
+}
+
+// What a block may have on 8.6 and 12.0.
+constexpr int kMostShared = 99 * 1024;
+
 template <typename T, int P, bool kWeighted>
-Status launch_sums(const CostArgs& args, const CostPlan& plan, cudaStream_t stream) {
-  const int64_t blocks = plan.tiles * plan.splits * args.batch;
-  if (blocks == 0) return kOk;
+Status launch_sums(CostArgs& args, const CostPlan& plan, cudaStream_t stream) {
+  using Acc = typename AccOf<T>::type;
   if (plan.short_rows) {
-    const int bytes = short_bytes<typename AccOf<T>::type, P>(args.dim);
-    pairwise_cost_short<T, P, kWeighted><<<blocks, kShortTargets, bytes, stream>>>(args);
-    return launch_status();
+    using Tile = ShortTile<Acc, P>;
+    constexpr int kTable = Tile::kRows * static_cast<int>(sizeof(ShortRow<T>));
+    static_assert(short_bytes<Acc, P>(kShortDim<Acc>, 1) + kTable <= kMostShared);
+    const int units = short_units<Acc>(args.dim);
+    const int64_t fit = std::max<int64_t>(kShortStageBytes / (units * Tile::kPitch * 16), 1);
+    args.samples_at_once = static_cast<int>(std::min(fit, args.samples_per_block));
+    while ((1 << args.unit_bits) < units) ++args.unit_bits;
+    args.aligned = args.aligned && args.dim % Tile::kUnit == 0;
+    const int64_t blocks = plan.tiles * ceil_div(args.batch, args.samples_per_block);
+    if (blocks == 0) return kOk;
+    return launch_cost(pairwise_cost_short<T, P, kWeighted>, blocks, kShortThreads,
+                       short_bytes<Acc, P>(args.dim, args.samples_at_once), args, stream);
   }
   using Tile = TileFor<T, P, kWeighted>;
   constexpr int kBytes = CostLayout<T, P, Tile>::kBytes;
-  static_assert(kBytes + CostLayout<T, P, Tile>::kRows * sizeof(void*) <= 99 * 1024,
-                "what a block of 8.6 and 12.0 has");
-  const auto kernel = pairwise_cost_tiled<T, P, Tile, kWeighted>;
-  if (kBytes > 48 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-    if (error != cudaSuccess) return static_cast<Status>(error);
-  }
-  kernel<<<blocks, Tile::kThreads, kBytes, stream>>>(args);
-  return launch_status();
+  static_assert(kBytes + CostLayout<T, P, Tile>::kRows * sizeof(void*) <= kMostShared);
+  const int64_t blocks = plan.tiles * plan.splits * args.batch;
+  if (blocks == 0) return kOk;
+  return launch_cost(pairwise_cost_tiled<T, P, Tile, kWeighted>, blocks, Tile::kThreads, kBytes, args, stream);
 }
 
 template <typename T, int P, bool kWeighted>
 Status compute(const PairwiseCostParams& params, int device, cudaStream_t stream) {
   using Acc = typename AccOf<T>::type;
   const CostPlan plan = plan_for<T, P, kWeighted>(params, device);
+  const bool joint = params.samples_per_sum > 1;
+  if (joint && !plan.short_rows) return kInvalidArgument;
   if (params.workspace_bytes < bytes_of(plan, params)) return kWorkspaceTooSmall;
   CostArgs args{};
-  take_rows(params, args);
+  take_pairs(params, plan.tiles, plan.splits, args);
   args.aligned = rows_aligned(params.target, sizeof(T));
   for (int p = 0; p < P; ++p) args.aligned = args.aligned && rows_aligned(params.basis[p], sizeof(T));
   args.coefficients = params.coefficients;
   args.coefficient_stride = params.coefficient_stride;
   args.weight = params.weight;
-  args.source_begin = params.source_begin;
-  args.source_end = params.source_end;
-  args.tiles = plan.tiles;
-  args.splits = plan.splits;
   args.chunks_per_split = plan.chunks_per_split;
-  args.sources_per_block = plan.sources_per_block;
+  args.samples_per_sum = params.samples_per_sum;
+  args.samples_per_block = joint ? params.samples_per_sum : plan.samples_per_block;
   args.sums = plan.splits > 1 ? params.workspace : params.cost;
   args.target_weight = params.target_weight;
   args.scale = 1.0 / static_cast<double>(params.dim);
   const Status status = launch_sums<T, P, kWeighted>(args, plan, stream);
   if (status != kOk) return status;
-  finish_cost<Acc><<<params.batch * params.nodes, 128, 0, stream>>>(args, static_cast<Acc*>(params.cost));
+  const int64_t parts = ceil_div(params.batch, params.samples_per_sum);
+  finish_cost<Acc><<<parts * params.nodes, 128, 0, stream>>>(args, static_cast<Acc*>(params.cost));
   return launch_status();
 }
 
@@ -136,6 +180,16 @@ int64_t cost_workspace(const PairwiseCostParams& params, int device) {
     return kOk;
   });
   return status == kOk ? bytes : status;
+}
+
+template <typename T>
+int64_t cost_samples_per_sum(const PairwiseCostParams& params, int device) {
+  int64_t samples = 1;
+  const Status status = dispatch_cost(params, [&](auto count, auto weighted) {
+    samples = plan_for<T, decltype(count)::value, decltype(weighted)::value>(params, device).samples_per_block;
+    return kOk;
+  });
+  return status == kOk ? samples : status;
 }
 
 template <typename T>

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "oss_ext/cuda/common.cuh"
+
 namespace oss_ext::cuda {
 
 // Where tile `index` of the upper triangle starts: bands of kRows sources from `begin` on, each band's columns starting
@@ -28,5 +30,21 @@ struct Triangle {
     target = source + 1 + index * kColumns;
   }
 };
+
+// What kernels over such tiles are told.
+struct PairArgs : RowArgs {
+  int64_t source_begin, source_end;
+  int64_t tiles;   // of the upper triangle, a sample
+  int64_t splits;  // parts that the dimension is cut into
+};
+
+template <typename Params>
+void take_pairs(const Params& params, int64_t tiles, int64_t splits, PairArgs& args) {
+  take_rows(params, args);
+  args.source_begin = params.source_begin;
+  args.source_end = params.source_end;
+  args.tiles = tiles;
+  args.splits = splits;
+}
 
 }  // namespace oss_ext::cuda
