@@ -23,7 +23,7 @@ class Auto:
 
     searched: solvers that a search is made with. grids: stock grids; each is tried with every solver of `stock`, and
     with coefficients fitted along it. budgets: those that are wanted; None: all. validation: the share of the samples
-    that only judges, at least one.
+    that only judges: at least one of them, and not all.
     """
 
     searched: tuple[str | solvers.Solver, ...] = ("euler", "ab2", "dpmpp_2m", "unipc", "mixed", "fitted")
@@ -91,7 +91,7 @@ def run_auto(
     tally: Callable[[str, Generator[Ask, Tensor, Any]], Generator[Ask, Tensor, Any]],
 ) -> Generator[Ask, Tensor, Judged]:
     """noise: [B, *shape], B >= 2; the last samples judge. tally: counts what a part asks for under its name."""
-    judges = max(1, round(config.validation * len(noise)))
+    judges = min(max(1, round(config.validation * len(noise))), len(noise) - 1)
     fit, judge = slice(0, len(noise) - judges), slice(len(noise) - judges, len(noise))
     teacher: Teacher = yield from tally("teacher", integrate(noise[fit], t, teacher_solver, fit))
     seen: Teacher = yield from tally("teacher", integrate(noise[judge], t, teacher_solver, judge))

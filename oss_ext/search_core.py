@@ -104,7 +104,7 @@ def dp_core(
     config = Auto() if solver == "auto" else solver
     scheme = config if isinstance(config, Auto) else solvers.get(config)
     if isinstance(scheme, Auto):
-        _check_auto(scheme, noise, steps)
+        _check_auto(scheme, noise, steps, make_grid)
     if isinstance(scheme, Auto | solvers.Fitted) and share != "joint":
         raise ValueError(f"share: got {share!r} with solver {scheme.name!r}, which all samples share, wanted 'joint'")
     if isinstance(scheme, solvers.Mixed) and share == "median":
@@ -159,14 +159,27 @@ class _Tally:
         }
 
 
-def _check_auto(config: Auto, noise: Tensor, steps: int) -> None:
+def _check_auto(config: Auto, noise: Tensor, steps: int, make_grid: MakeGrid) -> None:
     if len(noise) < 2:
         raise ValueError("noise: got 1 sample with solver 'auto', wanted at least 2: some of them only judge")
+    for name in ("searched", "grids", "stock", "budgets"):
+        value = getattr(config, name)
+        if not isinstance(value, tuple | list) and not (name == "budgets" and value is None):
+            raise TypeError(f"{name}: got {value!r}, wanted a tuple")
+    if not config.searched:
+        raise ValueError("searched: got none, wanted at least one solver")
+    for solver in config.searched:
+        solvers.get(solver)
+    for solver in config.stock:
+        if solvers.is_searched(solvers.get(solver)):
+            raise ValueError(f"stock: got {solver!r}, wanted solvers of {', '.join(solvers.formulas())}")
     for budget in config.budgets or ():
         whole_number("budgets", budget, least=1, most=steps, most_is=", the steps of the search")
-    for name in config.stock:
-        if solvers.is_searched(solvers.get(name)):
-            raise ValueError(f"stock: got {name!r}, wanted solvers of {', '.join(solvers.formulas())}")
+    for grid in config.grids:
+        for budget in config.budgets or range(1, steps + 1):
+            make_grid(grid, budget)
+    if isinstance(config.validation, bool) or not isinstance(config.validation, int | float):
+        raise TypeError(f"validation: got {config.validation!r}, wanted a share between 0 and 1")
     if not 0 < config.validation < 1:
         raise ValueError(f"validation: got {config.validation}, wanted a share between 0 and 1")
 

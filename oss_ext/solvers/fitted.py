@@ -48,6 +48,11 @@ class Mixed:
     def __post_init__(self) -> None:
         if not self.members:
             raise ValueError("members: got none, wanted at least one solver")
+        for member in self.members:
+            if isinstance(member, type) or not isinstance(member, Solver):
+                raise TypeError(f"members: got {member!r}, wanted Solver instances, as of `solvers.get`")
+            if is_searched(member):
+                raise ValueError(f"members: got {member.name!r}, wanted solvers whose coefficients are a formula")
         carries = {member.carries for member in self.members if member.history}
         if len(carries) > 1:
             raise ValueError(f"members: got solvers that carry {', '.join(sorted(carries))}, wanted one of them")
