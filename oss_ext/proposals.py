@@ -39,7 +39,7 @@ def propose(
     history = torch.cat([times.expand(past.shape[:-1])[..., None], past], -1).unsqueeze(-2)
 
     def cost_of(coefficients: Tensor) -> Tensor:
-        return kernels.pairwise_cost(basis, coefficients, target, sources=sources)
+        return kernels.pairwise_cost(basis, coefficients, target, sources=sources, joint=joint)
 
     if isinstance(solver, solvers.Mixed):
         offers = [Proposal(each, cost_of(each)) for each in solver.choices(history, times)]
