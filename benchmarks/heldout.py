@@ -1,0 +1,129 @@
+"""The bundled model at one guidance scale: its teacher on held-out noises, searches on others, and scores in PSNR."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import oss_ext
+from oss_ext.auto import Auto
+from oss_ext.metrics import pooled_psnr, psnr
+
+BATCH = 4096
+
+Solver = str | oss_ext.Solver | Auto
+
+
+class Remembering:
+    """A model that answers from memory what it was asked while it learned: many searches, one teacher.
+
+    Only whole batches of one flow time are looked up, by value, so an answer is one that the model has given.
+    """
+
+    def __init__(self, model: oss_ext.Denoiser) -> None:
+        self.model, self.learning, self.answered = model, False, 0
+        self.t_max, self.t_min = model.t_max, model.t_min
+        self.flow_table, self.parameterization = model.flow_table, model.parameterization
+        self._known: dict[float, tuple[Tensor, Tensor]] = {}
+
+    def velocity(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
+        at = float(t[0])
+        alike = bool((t == at).all())
+        if alike and not self.learning and at in self._known:
+            states, velocities = self._known[at]
+            for first in {0, len(states) - len(x)}:  # the first samples, or the last ones, which judge in "auto"
+                if first >= 0 and torch.equal(states[first : first + len(x)], x):
+                    self.answered += len(x)
+                    return velocities[first : first + len(x)]
+        velocity = self.model.velocity(x, t, cond)
+        if alike and self.learning:
+            self._known[at] = (x.clone(), velocity.clone())
+        return velocity
+
+    def sigmas(self, t: Tensor) -> Tensor:
+        return self.model.sigmas(t)
+
+    def timesteps(self, t: Tensor) -> Tensor:
+        return self.model.timesteps(t)
+
+    def describe(self) -> dict[str, Any]:
+        return self.model.describe()
+
+
+class HeldOut:
+    """Held-out noises with the teacher's pictures of them, and the searches made for them, each made once."""
+
+    def __init__(self, guidance: float, heldout: int, samples: int, teacher_steps: int, device: torch.device) -> None:
+        self.guidance, self.teacher_steps, self.device = guidance, teacher_steps, device
+        self.model = oss_ext.zoo.load("photo32", guidance_scale=guidance, device=device)
+        self.noise, self.cond = self.model.noise(heldout, split="heldout", device=device)
+        self.search_noise, self.search_cond = self.model.noise(samples, split="search", device=device)
+        fine = self.stock("flow", teacher_steps, "euler")
+        self.teacher = self.sample(fine)
+        self.memory = Remembering(self.model)
+        self.memory.learning, begin = True, self._now()
+        fine.sample(self.memory, self.search_noise, self.search_cond, batch_size=samples)
+        self.memory.learning = False
+        self._seconds_each = (self._now() - begin) / (samples * teacher_steps)
+        self._searches: dict[tuple[Any, ...], tuple[oss_ext.SearchResult, float]] = {}
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def stock(self, grid: str, steps: int, solver: str) -> oss_ext.Schedule:
+        return oss_ext.Schedule.from_grid(oss_ext.grids.for_model(grid, steps, self.model), solver, self.model)
+
+    def sample(self, schedule: oss_ext.Schedule) -> Tensor:
+        return schedule.sample(self.model, self.noise, self.cond, batch_size=BATCH)
+
+    def score(self, images: Tensor) -> Tensor:
+        """float64 [heldout]: every picture's PSNR to the teacher's, in dB (data range 2)."""
+        return psnr(images, self.teacher).double().cpu()
+
+    def search(
+        self, solver: Solver, steps: int, samples: int | None = None, **options: Any
+    ) -> tuple[oss_ext.SearchResult, float]:
+        """`dp_search` on the first `samples` search noises, and its seconds: the teacher's are counted every time,
+        though only measured once. A search asked for again is not made again."""
+        count = samples or len(self.search_noise)
+        key = (repr(solver), steps, count, *sorted(options.items()))
+        if key not in self._searches:
+            begin, answered = self._now(), self.memory.answered
+            result = oss_ext.dp_search(
+                self.memory, self.search_noise[:count], steps, teacher_steps=self.teacher_steps, solver=solver,
+                cond={name: value[:count] for name, value in self.search_cond.items()}, batch_size=BATCH, **options,
+            )  # fmt: skip
+            seconds = self._now() - begin + (self.memory.answered - answered) * self._seconds_each
+            self._searches[key] = (result, seconds)
+        return self._searches[key]
+
+
+def summary(values: Tensor) -> dict[str, float]:
+    """Both PSNRs of the noises' own [n], each with its bootstrap standard error."""
+    drawn = values[_draws(len(values))]
+    return {
+        "psnr": float(pooled_psnr(values)),
+        "psnr_error": float(pooled_psnr(drawn).std()),
+        "mean_psnr": float(values.mean()),
+        "mean_psnr_error": float(drawn.mean(-1).std()),
+    }
+
+
+def gain(values: Tensor, base: Tensor, mean: bool) -> tuple[float, float]:
+    """What `values` are above `base`, the same noises' [n]: of pooled PSNRs or of means; its bootstrap error."""
+    if mean:
+        return float((values - base).mean()), float((values - base)[_draws(len(values))].mean(-1).std())
+    pick = _draws(len(values))
+    return float(pooled_psnr(values) - pooled_psnr(base)), float(
+        (pooled_psnr(values[pick]) - pooled_psnr(base[pick])).std()
+    )
+
+
+def _draws(count: int, draws: int = 2000) -> Tensor:
+    return torch.randint(count, (draws, count), generator=torch.Generator().manual_seed(0))
