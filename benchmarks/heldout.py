@@ -65,16 +65,18 @@ class HeldOut:
         fine = self.stock("flow", teacher_steps, "euler")
         self.teacher = self.sample(fine)
         self.memory = Remembering(self.model)
-        self.memory.learning, begin = True, self._now()
+        self._seconds_each = 0.0
+        self.memory.learning, begin = True, self.clock()
         fine.sample(self.memory, self.search_noise, self.search_cond, batch_size=samples)
         self.memory.learning = False
-        self._seconds_each = (self._now() - begin) / (samples * teacher_steps)
+        self._seconds_each = (self.clock() - begin) / (samples * teacher_steps)
         self._searches: dict[tuple[Any, ...], tuple[oss_ext.SearchResult, float]] = {}
 
-    def _now(self) -> float:
+    def clock(self) -> float:
+        """Seconds, those included that answers from memory would have taken."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        return time.perf_counter() + self.memory.answered * self._seconds_each
 
     def stock(self, grid: str, steps: int, solver: str) -> oss_ext.Schedule:
         return oss_ext.Schedule.from_grid(oss_ext.grids.for_model(grid, steps, self.model), solver, self.model)
@@ -94,13 +96,12 @@ class HeldOut:
         count = samples or len(self.search_noise)
         key = (repr(solver), steps, count, *sorted(options.items()))
         if key not in self._searches:
-            begin, answered = self._now(), self.memory.answered
+            begin = self.clock()
             result = oss_ext.dp_search(
                 self.memory, self.search_noise[:count], steps, teacher_steps=self.teacher_steps, solver=solver,
                 cond={name: value[:count] for name, value in self.search_cond.items()}, batch_size=BATCH, **options,
             )  # fmt: skip
-            seconds = self._now() - begin + (self.memory.answered - answered) * self._seconds_each
-            self._searches[key] = (result, seconds)
+            self._searches[key] = (result, self.clock() - begin)
         return self._searches[key]
 
 

@@ -18,6 +18,12 @@ SOLVERS = ("euler", "ab2", "dpmpp_2m", "unipc")
 SEARCHED = (*SOLVERS, "mixed", "fitted")
 FULL = ("euler", "fitted")  # searched over all nodes too
 FULL_STEPS = 10  # up to this budget
+REFINED: list[tuple[str, str, dict[str, Any]]] = [
+    ("dpmpp_2m", "moved", {"method": "nodes"}),
+    ("fitted", "moved", {"method": "nodes"}),
+    ("fitted", "polished", {"method": "gradient"}),
+]
+REFINED_STEPS = 10  # up to this budget
 
 Row = dict[str, Any]
 
@@ -98,7 +104,22 @@ def _search(
 
 
 def refined_rows(table: Rows, options: Namespace) -> None:
-    pass
+    """Schedules of the table refined on the noises of their search: nodes moved without gradients (group "moved"), and
+    everything polished by back-propagation (group "polished", which is training)."""
+    held, largest = table.held, max(options.budget)
+    for solver, group, how in REFINED:
+        result, seconds = held.search(solver, largest, candidates=options.candidates)
+        for budget in [budget for budget in options.budget if budget <= REFINED_STEPS]:
+            # What learns by gradients asks the model itself, since answers from memory have none.
+            model = held.model if how["method"] == "gradient" else held.memory
+            begin = held.clock()
+            schedule = oss_ext.refine(
+                result.schedules[budget], model, held.search_noise, cond=held.search_cond, teacher=result.teacher,
+                teacher_steps=held.teacher_steps, batch_size=BATCH, **how,
+            )  # fmt: skip
+            spent = {"steps": largest, "samples": len(held.search_noise), "candidates": options.candidates}
+            spent |= {"nfe": schedule.provenance.nfe, "seconds": seconds + held.clock() - begin}
+            table.add(group, f"joint, {how['method']}", solver, budget, schedule, search=spent, refine=how)
 
 
 def best_stock(rows: list[Row], guidance: float, steps: int, measure: str = "psnr") -> Row:
