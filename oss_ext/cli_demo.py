@@ -13,9 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from oss_ext import grids, zoo
+from oss_ext import grids, solvers, zoo
 from oss_ext.cli_common import pick_device, print_json, progress_bars, shifted, speaker
-from oss_ext.cli_options import Device, Json
+from oss_ext.cli_options import Candidates, Device, Json, SolverName
 from oss_ext.files import whole_folder
 from oss_ext.metrics import pooled_psnr, psnr
 from oss_ext.plot import plot_comparison, plot_schedules
@@ -25,6 +25,7 @@ from oss_ext.zoo.photo32 import ZooModel
 
 Column = dict[int, float | None]
 SHOWN = 9  # samples in the picture: one a class
+USUAL = "dpmpp_2m"  # what the stock schedules run with where the search has no formula to compare with
 
 
 def demo(
@@ -33,6 +34,8 @@ def demo(
     teacher_steps: Annotated[int, typer.Option(help="Euler steps of the teacher.")] = 100,
     samples: Annotated[int, typer.Option(help="Noises to search on.")] = 9,
     heldout: Annotated[int, typer.Option(help="Other noises to measure on.")] = 18,
+    solver: SolverName = "euler",
+    candidates: Candidates = None,
     guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1: none.")] = 1.0,
     device: Device = "auto",
     open_: Annotated[bool, typer.Option("--open/--no-open", help="Show the picture at the end.")] = False,
@@ -42,6 +45,10 @@ def demo(
     began = time.perf_counter()
     console = speaker(json_)
     _check(steps, teacher_steps, samples, heldout)
+    known = solver in solvers.formulas() or solver in solvers.ALIASES
+    if solver != "auto":
+        solvers.get(solver)
+    stock = solver if known else USUAL
     where = pick_device(device)
     model = zoo.load("photo32", guidance_scale=guidance, device=where)
     with whole_folder(out) as folder:
@@ -49,12 +56,13 @@ def demo(
             f"Model   [bold]photo32[/], {model.parameter_count / 1e6:.1f} M parameters, guidance {guidance:g}, "
             f"on {_device_name(where)}\n"
             f"Search  {samples} noises, a teacher of {teacher_steps} Euler steps, budgets 1 to {steps}\n"
-            f"Test    {heldout} other noises: Euler on uniform, EDM and OSS flow times,\n"
+            f"Test    {heldout} other noises: {stock} on uniform and EDM flow times, {solver} on those of OSS,\n"
             "        PSNR to the teacher from the same noises, in dB (of the error averaged over all of them)",
             highlight=False,
             soft_wrap=True,
         )
-        schedules, table, pictures, nfe = _run(model, steps, teacher_steps, samples, heldout, console)
+        found = _run(model, steps, teacher_steps, samples, heldout, solver, stock, candidates, console)
+        schedules, table, pictures, nfe = found
         console.print(_table(table))
         schedules[steps].save(folder / "schedule.json")
         (folder / "schedules").mkdir()
@@ -82,6 +90,9 @@ def demo(
                 "teacher_steps": teacher_steps,
                 "samples": samples,
                 "heldout": heldout,
+                "solver": solver,
+                "stock_solver": stock,
+                "candidates": candidates,
                 "psnr_db": {name: {str(k): value for k, value in column.items()} for name, column in table.items()},
                 "t": schedules[steps].t.tolist(),
                 "nfe": nfe,
@@ -109,7 +120,15 @@ def _device_name(device: torch.device) -> str:
 
 
 def _run(
-    model: ZooModel, steps: int, teacher_steps: int, samples: int, heldout: int, console: Console
+    model: ZooModel,
+    steps: int,
+    teacher_steps: int,
+    samples: int,
+    heldout: int,
+    solver: str,
+    stock: str,
+    candidates: int | None,
+    console: Console,
 ) -> tuple[dict[int, Schedule], dict[str, Column], dict[str, Tensor], dict[str, float]]:
     """(OSS schedules by budget, PSNR by sampler and budget, pictures by title, evaluations a sample)."""
     noise, cond = model.noise(samples, "search")
@@ -117,12 +136,19 @@ def _run(
     budgets = range(1, steps + 1)
     with progress_bars(console) as bars:
         result = dp_search(
-            model, noise, steps, teacher_steps=teacher_steps, cond=cond, progress=bars.add("Teacher and search")
+            model,
+            noise,
+            steps,
+            teacher_steps=teacher_steps,
+            solver=solver,
+            candidates=candidates,
+            cond=cond,
+            progress=bars.add("Teacher and search"),
         )
         found = {k: one for k, one in result.schedules.items() if isinstance(one, Schedule)}
         samplers = {
-            "uniform": {k: Schedule.from_grid(grids.for_model("flow", k, model), "euler", model) for k in budgets},
-            "EDM": {k: Schedule.from_grid(grids.for_model("edm", k, model), "euler", model) for k in budgets},
+            "uniform": {k: Schedule.from_grid(grids.for_model("flow", k, model), stock, model) for k in budgets},
+            "EDM": {k: Schedule.from_grid(grids.for_model("edm", k, model), stock, model) for k in budgets},
             "OSS": found,
         }
         fine = Schedule.from_grid(result.t, "euler", model)

@@ -14,3 +14,12 @@ Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.
 Shape = Annotated[str | None, typer.Option(help="Shape of one noise, 3,32,32; default the model's .shape.")]
 ModelArgs = Annotated[list[str] | None, typer.Option(help="key=value for the function; values are JSON.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+SolverName = Annotated[
+    str,
+    typer.Option(
+        help="What the schedule will be deployed with: a solver of `oss-ext info`; fitted: least-squares coefficients; "
+        "mixed: every step its own order; auto: the best of many, judged on noises set apart."
+    ),
+]
+Candidates = Annotated[int | None, typer.Option(help="Nodes of the teacher's grid to look at; default all.")]
+Beam = Annotated[int, typer.Option(help="States that a node keeps (--share joint).")]

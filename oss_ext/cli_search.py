@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from oss_ext.cli_common import (
     load_model,
@@ -20,7 +19,20 @@ from oss_ext.cli_common import (
     progress_bars,
     speaker,
 )
-from oss_ext.cli_options import BatchSize, Device, Dtype, Guidance, Json, ModelArgs, ModelName, Shape
+from oss_ext.cli_options import (
+    BatchSize,
+    Beam,
+    Candidates,
+    Device,
+    Dtype,
+    Guidance,
+    Json,
+    ModelArgs,
+    ModelName,
+    Shape,
+    SolverName,
+)
+from oss_ext.cli_tables import found_table, solver_of, tried_table
 from oss_ext.files import whole_file, whole_folder
 from oss_ext.result import SearchResult
 from oss_ext.schedule import Schedule
@@ -33,9 +45,13 @@ def search(
         Path, typer.Option(help="A .json file for the schedule of the largest budget, or a folder for every budget's.")
     ] = Path("schedule.json"),
     steps: Annotated[int, typer.Option(help="Largest budget K.")] = 10,
-    teacher_steps: Annotated[int, typer.Option(help="Euler steps of the teacher.")] = 200,
+    teacher_steps: Annotated[int, typer.Option(help="Steps of the teacher.")] = 200,
     grid: Annotated[str, typer.Option(help="Teacher's grid, with parameters: flow:shift=3, edm:rho=7, ...")] = "flow",
-    solver: Annotated[str, typer.Option(help="What the schedule will be deployed with.")] = "euler",
+    solver: SolverName = "euler",
+    teacher_solver: Annotated[str, typer.Option(help="What the teacher is integrated with.")] = "euler",
+    candidates: Candidates = None,
+    nodes: Annotated[str, typer.Option(help="any, or integer: flow times of whole timesteps only.")] = "any",
+    beam: Beam = 1,
     share: Annotated[str, typer.Option(help="joint, median or per_sample (then --out is a folder).")] = "joint",
     start: Annotated[str, typer.Option(help="fixed or free.")] = "fixed",
     samples: Annotated[int, typer.Option(help="Noises to search on.")] = 8,
@@ -69,6 +85,10 @@ def search(
             solver=solver,
             share=share,
             start=start,
+            teacher_solver=teacher_solver,
+            candidates=candidates,
+            nodes=nodes,
+            beam=beam,
             cond=cond,
             batch_size=batch_size,
             progress=bars.add("Teacher and search"),
@@ -77,7 +97,9 @@ def search(
         files = _write(result, place, one_file)
     seconds = time.perf_counter() - began
     if not json_:
-        console.print(_table(result))
+        if result.table is not None:
+            console.print(tried_table(result.table, result.steps))
+        console.print(found_table(result))
         console.print(f"Wrote {escape(str(out))} in {seconds:.0f} s.", soft_wrap=True, highlight=False)
         return
     print_json(
@@ -88,18 +110,24 @@ def search(
             "steps": result.steps,
             "grid": result.grid,
             "teacher_steps": len(result.t) - 1,
+            "teacher_solver": teacher_solver,
             "solver": result.solver,
+            "candidates": candidates,
+            "nodes": nodes,
+            "beam": beam,
             "share": result.share,
             "start": result.start,
             "samples": len(noise),
             "budgets": {
                 str(budget): {
                     "t": one.t.tolist() if isinstance(one, Schedule) else [each.t.tolist() for each in one],
+                    "solver": solver_of(one),
                     "cost": float(result.costs[budget].mean()),
                 }
                 for budget, one in result.schedules.items()
             },
             "nfe": result.nfe,
+            "tried": result.table,
             "seconds": seconds,
         }
     )
@@ -120,14 +148,3 @@ def _write(result: SearchResult, place: Path, one_file: bool) -> list[str]:
     for name, schedule in names.items():
         schedule.save(place / name)
     return list(names)
-
-
-def _table(result: SearchResult) -> Table:
-    view = Table(title=f"{result.solver}, {result.share}, {result.nfe['total']} evaluations a sample")
-    view.add_column("steps", justify="right")
-    view.add_column("cost", justify="right")
-    view.add_column("flow times")
-    for budget, one in result.schedules.items():
-        times = " ".join(f"{t:.3f}" for t in one.t.tolist()) if isinstance(one, Schedule) else f"{len(one)} schedules"
-        view.add_row(str(budget), f"{float(result.costs[budget].mean()):.3e}", times)
-    return view

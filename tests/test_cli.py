@@ -40,6 +40,12 @@ def labelled():
     model.shape = (2,)
     return model
 
+def discrete():
+    """An epsilon model of ten timesteps."""
+    model = oss_ext.EpsilonModel(lambda x, timestep: x.tanh(), torch.linspace(0.999, 0.01, 10, dtype=torch.float64))
+    model.shape = (3,)
+    return model
+
 def wrong():
     return 3
 
@@ -101,6 +107,49 @@ def test_search_options_reach_the_search(folder: Path) -> None:
     assert Schedule.load("schedule.json").solver == "ab2"
 
 
+def test_search_options_of_the_stages(folder: Path) -> None:
+    options = {"teacher_solver": "ab2", "candidates": 5, "beam": 2, "solver": "mixed"}
+    flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+    found = one_object(run("search", "here:build", *SMALL, *flags, "--model-arg", "gain=3", "--seed", 4, "--json"))
+    model = oss_ext.FlowModel(lambda x, t: 3 * x.sin() * t.view(-1, 1) ** 2)
+    noise = torch.randn(2, 5, generator=torch.Generator().manual_seed(4))
+    wanted = oss_ext.dp_search(model, noise, 3, teacher_steps=8, **options)
+    assert found.items() >= {**options, "nodes": "any", "tried": None}.items()
+    assert found["nfe"] == wanted.nfe
+    loaded = Schedule.load("schedule.json")
+    assert torch.equal(loaded.t, wanted.schedule.t) and torch.equal(loaded.coefficients, wanted.schedule.coefficients)
+    assert found["nfe"] != oss_ext.dp_search(model, noise, 3, teacher_steps=8, solver="mixed").nfe
+
+
+def test_search_on_whole_timesteps(folder: Path) -> None:
+    found = one_object(run("search", "here:discrete", *SMALL, "--nodes", "integer", "--json"))
+    assert found["nodes"] == "integer"
+    timesteps = Schedule.load("schedule.json").timesteps
+    assert torch.equal(timesteps, timesteps.round())
+    one_object(run("search", "here:discrete", *SMALL, "--json"))
+    timesteps = Schedule.load("schedule.json").timesteps
+    assert not torch.equal(timesteps, timesteps.round())
+
+
+def test_search_with_auto_says_what_was_tried(folder: Path) -> None:
+    options = ("here:build", *SMALL, "--samples", 4, "--solver", "auto", "--seed", 4)
+    found = one_object(run("search", *options, "--json"))
+    model = oss_ext.FlowModel(lambda x, t: x.sin() * t.view(-1, 1) ** 2)
+    noise = torch.randn(4, 5, generator=torch.Generator().manual_seed(4))
+    wanted = oss_ext.dp_search(model, noise, 3, teacher_steps=8, solver="auto")
+    assert found["tried"] == wanted.table
+    best = min((entry for entry in found["tried"] if entry["steps"] == 3), key=lambda entry: entry["cost"])
+    assert best["solver"] == found["budgets"]["3"]["solver"] == Schedule.load("schedule.json").solver
+    assert best["cost"] == pytest.approx(found["budgets"]["3"]["cost"])
+    shown = run("search", *options)
+    assert shown.exit_code == 0
+    table, _, rest = shown.stdout.partition("auto, joint")
+    lines = [line for line in table.splitlines() if line.startswith("│")]
+    assert len(lines) == sum(entry["steps"] == 3 for entry in wanted.table)
+    assert best["solver"] in lines[0] and f"{best['cost']:.3e}" in lines[0]
+    assert f"{best['cost']:.3e}" in rest
+
+
 def test_search_into_a_folder(folder: Path) -> None:
     found = one_object(run("search", "here:build", *SMALL, "--out", "all", "--json"))
     names = [f"steps_{k:02d}.json" for k in (1, 2, 3)]
@@ -117,7 +166,8 @@ def test_search_takes_condition_and_noise_from_the_model(folder: Path) -> None:
     model = oss_ext.FlowModel(lambda x, t, shift: x * (t.view(-1, 1) - shift.view(-1, 1)))
     noise, cond = torch.full((2, 2), 0.5), {"shift": torch.arange(2) / 2}
     wanted = oss_ext.dp_search(model, noise, 3, teacher_steps=8, cond=cond)
-    assert found["budgets"]["3"] == {"t": wanted.schedule.t.tolist(), "cost": float(wanted.costs[3].mean())}
+    cost = float(wanted.costs[3].mean())
+    assert found["budgets"]["3"] == {"t": wanted.schedule.t.tolist(), "solver": "euler", "cost": cost}
 
 
 def test_search_talks_to_people_without_json(folder: Path) -> None:
@@ -207,6 +257,22 @@ def test_demo_small(folder: Path) -> None:
     assert Path("oss-demo/mine.txt").read_text() == "kept"
 
 
+@pytest.mark.parametrize(("solver", "stock"), [("unipc", "unipc"), ("fitted", "dpmpp_2m")])
+def test_demo_compares_with_what_people_run(folder: Path, solver: str, stock: str) -> None:
+    settings = ("--steps", 2, "--teacher-steps", 5, "--samples", 2, "--heldout", 2, "--device", "cpu")
+    found = one_object(run("demo", *settings, "--solver", solver, "--candidates", 3, "--json"))
+    assert (found["solver"], found["stock_solver"], found["candidates"]) == (solver, stock, 3)
+    model = oss_ext.zoo.load("photo32")
+    noise, cond = model.noise(2, "heldout")
+    teacher = Schedule.from_grid(oss_ext.grids.make("flow", 5)).sample(model, noise, cond)
+    paths = {"EDM": Schedule.from_grid(oss_ext.grids.for_model("edm", 2, model), stock)}
+    paths["OSS"] = Schedule.load("oss-demo/schedule.json")
+    assert paths["OSS"].solver == oss_ext.solvers.get(solver).name
+    for name, schedule in paths.items():
+        error = (schedule.sample(model, noise, cond) - teacher).square().mean()
+        assert found["psnr_db"][name]["2"] == pytest.approx(float(10 * (4 / error).log10()), abs=1e-3)
+
+
 def test_demo_with_the_teachers_own_budget_has_no_infinity_in_its_json(folder: Path) -> None:
     found = one_object(run("demo", "--steps", 2, "--teacher-steps", 2, "--samples", 1, "--heldout", 1, "--json"))
     assert found["psnr_db"]["uniform"]["2"] is None
@@ -229,6 +295,13 @@ def test_demo_with_the_teachers_own_budget_has_no_infinity_in_its_json(folder: P
         (["search", "here:build", "--grid", "cosine"], "grid: got 'cosine'"),
         (["search", "here:build", "--solver", "rk4"], "solver: got 'rk4'"),
         (["search", "here:build", "--share", "mean"], "share: got 'mean'"),
+        (["search", "here:build", "--teacher-solver", "fitted"], "teacher_solver: got 'fitted'"),
+        (["search", "here:build", "--candidates", "2"], "candidates: got 2, wanted at least 10"),
+        (["search", "here:build", "--nodes", "integer"], "nodes: got 'integer' with a flow model"),
+        (["search", "here:build", "--nodes", "all"], "nodes: got 'all'"),
+        (["search", "here:build", "--beam", "0"], "beam: got 0"),
+        (["search", "here:build", "--beam", "2", "--share", "median"], "share: got 'median' with a beam of 2"),
+        (["search", "here:build", "--solver", "auto", "--samples", "1"], "noise: got 1 sample with solver 'auto'"),
         (["search", "here:build", "--share", "per_sample"], "wanted a folder"),
         (["search", "here:build", "--shape", "3,x"], "shape: got '3,x'"),
         (["search", "here:build", "--samples", "0"], "samples: got 0"),
@@ -241,6 +314,7 @@ def test_demo_with_the_teachers_own_budget_has_no_infinity_in_its_json(folder: P
         (["info", "here.py"], "not JSON"),
         (["demo", "--steps", "0"], "steps: got 0"),
         (["demo", "--heldout", "0"], "heldout: got 0"),
+        (["demo", "--solver", "rk4"], "solver: got 'rk4'"),
         (["demo", "--out", "here.py"], "is a file, wanted the path of a folder"),
     ],
 )
@@ -265,7 +339,7 @@ def test_interruption_leaves_no_debris(folder: Path, monkeypatch: pytest.MonkeyP
         raise error
 
     monkeypatch.setattr(cli_demo, "plot_comparison", broken)  # the last thing that the demo does
-    monkeypatch.setattr(cli_search, "_table", broken)
+    monkeypatch.setattr(cli_search, "found_table", broken)
     monkeypatch.setattr(cli_search, "_write", broken)
     for command in (("demo", "--heldout", 1), ("search", "photo32"), ("search", "photo32", "--out", "all")):
         result = run(*command, *SMALL)
