@@ -7,6 +7,7 @@ images = result.schedule.sample(model, noise)
 from oss_ext import grids, solvers, zoo
 from oss_ext.build import build_info
 from oss_ext.models import Denoiser, EDMModel, EpsilonModel, FlowModel, VParamModel, X0Model
+from oss_ext.refine import refine
 from oss_ext.result import SearchResult
 from oss_ext.schedule import Schedule
 from oss_ext.search import dp_search
@@ -26,6 +27,7 @@ __all__ = [
     "build_info",
     "dp_search",
     "grids",
+    "refine",
     "solvers",
     "zoo",
 ]

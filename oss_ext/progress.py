@@ -35,6 +35,13 @@ class Counter:
         if self._callback is not None:
             self._callback(self.made, self.total)
 
+    def finish(self) -> None:
+        """Nothing more will be made: the total, where it was only a bound, becomes what was made."""
+        self.total = self.made
+        if self._bar is not None:
+            self._bar.total = self.made
+        self.add(0)
+
     def __enter__(self) -> Counter:
         return self
 

@@ -25,6 +25,7 @@ class Provenance(BaseModel):
     replayed_cost: the same distance from running the schedule again (median schedules, which no search scores).
     model: `Denoiser.describe()`. metadata: the caller's own (guidance, checkpoint, ...), JSON values.
     nfe: network evaluations a sample spent by the search in which this schedule was found; a guided one counts once.
+    refined: what `refine` did after that: method, samples, evaluations (a sample) and more; empty where it did nothing.
     version: of this library.
     """
 
@@ -41,4 +42,5 @@ class Provenance(BaseModel):
     model: dict[str, JsonValue] = Field(default_factory=dict)
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
     nfe: dict[str, int | float] = Field(default_factory=dict)
+    refined: dict[str, JsonValue] = Field(default_factory=dict)
     version: str = Field(default_factory=library_version)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -27,7 +27,8 @@ class SearchResult:
     values: float64 [K, N + 1] (joint, mean over the samples) or [K, B, N + 1]: entry [k - 1, ..., j] is the least cost
         found of reaching node j with exactly k steps, +inf where that is impossible or j was no candidate.
         backpointers: int32, alike, -1; with a beam, of the best state. Both None with solver "auto".
-    nfe: network evaluations a sample: "teacher", "search", what else was spent, "total"; a guided one counts once.
+    nfe: network evaluations a sample: "teacher", "search", what else was spent ("refine", where a
+        backward pass counts as two more), "total"; a guided one counts once.
     table: with solver "auto" all schedules that were tried, a dict each (steps, family, path, solver, cost); costs,
         endpoints and teacher are then those of the samples that judged, the last ones. None otherwise.
     """
@@ -96,6 +97,18 @@ class SearchResult:
             share=found.share,
             start=found.start,
             table=None if found.table is None else [row.describe() for row in found.table],
+        )
+
+    def refined(self, schedule: Schedule, error: Tensor, endpoint: Tensor) -> SearchResult:
+        """This result with another schedule of the largest budget. error: float64 [samples], endpoint: [samples, ...];
+        the last B of them are kept. `values` stay the search's."""
+        count = len(self.teacher)
+        return replace(
+            self,
+            schedules={**self.schedules, self.steps: schedule},
+            costs={**self.costs, self.steps: error[-count:]},
+            endpoints={**self.endpoints, self.steps: endpoint[-count:]},
+            nfe=dict(schedule.provenance.nfe),
         )
 
     def __repr__(self) -> str:

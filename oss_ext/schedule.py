@@ -30,7 +30,12 @@ class Schedule:
     carries: which prediction of earlier nodes the coefficients apply to: "velocity", "x0" or "epsilon".
     nodes: int64 [k + 1], ascending: which nodes of the teacher's grid; None for a schedule that was not searched.
     noise_scale: sampling starts at noise_scale * noise; NaN becomes t[0], what every stock sampler does.
-    sigmas: float64 [k + 1], the model family's noise levels. timesteps: float64 [k], what the network is fed.
+    sigmas: float64 [k + 1], the model family's noise levels. timesteps: float64 [k], what the network is fed,
+        at network_t.
+    network_t: float64 [k], the flow times that the model is evaluated at; None: t[:-1], where the states stand. Where
+        they differ, velocity(state, network_t[n]) is taken for the velocity at t[n], in the predictions carried too; an
+        EDM or VP family scales its input for network_t[n]. Only samplers that can tell the network another time than
+        their own can deploy it.
     parameterization: the model family: "flow", "edm", "epsilon", "v_param", "x0".
     """
 
@@ -44,6 +49,7 @@ class Schedule:
     provenance: Provenance = field(default_factory=Provenance)
     carries: solvers.Carries = "velocity"
     noise_scale: float = math.nan
+    network_t: Tensor | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "t", grids.check(self.t, name="t"))
@@ -62,11 +68,18 @@ class Schedule:
         object.__setattr__(self, "noise_scale", _scale(self.noise_scale, self.t))
         if self.nodes is not None:
             object.__setattr__(self, "nodes", _nodes(self.nodes, steps))
+        if self.network_t is not None:
+            object.__setattr__(self, "network_t", _network_t(self.network_t, steps))
 
     @property
     def steps(self) -> int:
         """k, which is also the network evaluations a sample."""
         return len(self.t) - 1
+
+    @property
+    def told(self) -> Tensor:
+        """float64 [k]: the flow times that the model is evaluated at: network_t, or t[:-1]."""
+        return self.t[:-1] if self.network_t is None else self.network_t
 
     @classmethod
     def from_grid(
@@ -106,6 +119,16 @@ class Schedule:
             scheme.carries,
             noise_scale,
         )
+
+    def check_range(self, model: Denoiser) -> None:
+        """Raises ValueError for flow times that `model` does not know."""
+        grids.check(self.t, t_max=model.t_max, t_min=model.t_min, name="t of the schedule")
+        for value in self.told.tolist():
+            if not model.t_min * (1 - 1e-6) <= value <= model.t_max * (1 + 1e-6):
+                raise ValueError(
+                    f"network_t of the schedule: got {value:.9g}, wanted {model.t_min:.9g} to {model.t_max:.9g}, the "
+                    "model's range"
+                )
 
     @overload
     def sample(
@@ -159,7 +182,7 @@ class Schedule:
         given = check_cond(cond, noise)
         progress = check_progress(progress)
         rows = pick_batch_size(batch_size, noise[0].numel())
-        grids.check(self.t, t_max=model.t_max, t_min=model.t_min, name="t of the schedule")
+        self.check_range(model)
 
         walk = solvers.Walk(
             noise.to(state_dtype(noise.dtype)) * self.noise_scale, self.carries, self.coefficients.shape[1] - 2
@@ -170,7 +193,7 @@ class Schedule:
                 output = evaluate(
                     model,
                     walk.state.unsqueeze(1),
-                    self.t[step : step + 1],
+                    self.told[step : step + 1],
                     cond=given,
                     dtype=noise.dtype,
                     batch_size=rows,
@@ -197,6 +220,7 @@ class Schedule:
                 nodes=None if self.nodes is None else self.nodes.tolist(),
                 sigmas=self.sigmas.tolist(),
                 timesteps=self.timesteps.tolist(),
+                network_t=None if self.network_t is None else self.network_t.tolist(),
                 coefficients=self.coefficients.tolist(),
                 provenance=self.provenance,
             ),
@@ -217,10 +241,13 @@ class Schedule:
             nodes=None if content.nodes is None else torch.tensor(content.nodes, dtype=torch.int64),
             provenance=content.provenance,
             noise_scale=math.nan if content.noise_scale is None else content.noise_scale,
+            network_t=None if content.network_t is None else _float64(content.network_t),
         )
 
     def __repr__(self) -> str:
         times = ", ".join(f"{value:.4g}" for value in self.t.tolist())
+        if self.network_t is not None:
+            times += "], network_t=[" + ", ".join(f"{value:.4g}" for value in self.network_t.tolist())
         cost = self.provenance.cost if self.provenance.cost is not None else self.provenance.replayed_cost
         scored = "" if cost is None else f", cost={cost:.3e}"
         return f"Schedule({self.steps} steps of {self.solver}, {self.parameterization}, t=[{times}]{scored})"
@@ -253,4 +280,13 @@ def _nodes(value: Any, steps: int) -> Tensor:
     value = value.detach().to("cpu", torch.int64)
     if value.shape != (steps + 1,) or bool((value.diff() <= 0).any()) or int(value[0]) < 0:
         raise ValueError(f"nodes: got {value.tolist()}, wanted {steps + 1} ascending node numbers")
+    return value
+
+
+def _network_t(value: Any, steps: int) -> Tensor:
+    value = _numbers("network_t", value)
+    if value.shape != (steps,):
+        raise ValueError(f"network_t: got shape {list(value.shape)}, wanted [{steps}]")
+    if bool((value <= 0).any()) or bool((value > 1).any()):
+        raise ValueError(f"network_t: got {value.tolist()}, wanted flow times above 0, at most 1")
     return value

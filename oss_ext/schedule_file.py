@@ -36,6 +36,7 @@ class ScheduleFile(BaseModel):
     nodes: list[Annotated[int, Field(ge=0)]] | None
     sigmas: list[float]
     timesteps: list[float]
+    network_t: list[Annotated[float, Field(gt=0, le=1)]] | None = None  # likewise: t[:-1]
     coefficients: list[list[float]]
     provenance: Provenance
 
@@ -45,6 +46,8 @@ class ScheduleFile(BaseModel):
         lengths = {"t": count + 1, "sigmas": count + 1, "timesteps": count, "coefficients": count}
         if self.nodes is not None:
             lengths["nodes"] = count + 1
+        if self.network_t is not None:
+            lengths["network_t"] = count
         for field, wanted in lengths.items():
             if len(getattr(self, field)) != wanted:
                 raise ValueError(f"{field}: got {len(getattr(self, field))} entries, wanted {wanted} for {count} steps")

@@ -11,12 +11,15 @@ from torch import Tensor
 
 from oss_ext import grids, solvers
 from oss_ext.auto import Auto
-from oss_ext.evaluate import evaluate, pick_batch_size
+from oss_ext.drive import drive
+from oss_ext.evaluate import pick_batch_size
 from oss_ext.models import Denoiser
 from oss_ext.progress import Counter, ProgressCallback, check_progress
 from oss_ext.provenance import Provenance
+from oss_ext.refine import METHODS, run_refinement
 from oss_ext.result import SearchResult
-from oss_ext.search_core import Core, Found, dp_core, rehearse
+from oss_ext.schedule import Schedule
+from oss_ext.search_core import Core, dp_core, rehearse
 from oss_ext.validate import check_cond, check_model, check_noise, choice, whole_number
 
 NODES = ("any", "integer")
@@ -37,6 +40,7 @@ def dp_search(
     candidates: int | None = None,
     nodes: str = "any",
     beam: int = 1,
+    refine: str | None = None,
     cond: Mapping[str, Tensor] | None = None,
     batch_size: int | None = None,
     progress: bool | ProgressCallback = False,
@@ -64,6 +68,8 @@ def dp_search(
     candidates: search on this many nodes of the grid, placed where the teacher's velocity turns; None: on all.
     nodes: "integer": only flow times of whole timesteps, for deployed samplers that truncate them.
     beam: how many states a node keeps; above 1 only with share "joint".
+    refine: "nodes" or "gradient": brings the schedule of the largest budget, and that alone, nearer to the teacher
+        (`oss_ext.refine` with its defaults, same noises and grid; progress then counts anew); only with share "joint".
     cond: tensors [B, ...], handed to the network by name.
     batch_size: network inputs a batch; None: 2^20 numbers, at most 256 inputs.
     progress: True for a bar with evaluations and time left, or a callback (evaluations made, in all).
@@ -82,6 +88,7 @@ def dp_search(
     progress = check_progress(progress)
     rows = pick_batch_size(batch_size, noise[0].numel())
     _check_metadata(metadata)
+    _check_refine(refine, noise, share, nodes)
 
     def make_grid(name: str, count: int) -> Tensor:
         stock = grids.for_model(name, count, model)
@@ -104,7 +111,26 @@ def dp_search(
     core = core_on(noise)
     with Counter(_count(core_on, len(noise), solver) if progress else 0, progress, "search") as counter:
         found = drive(core, model, cond=given, dtype=noise.dtype, batch_size=rows, counter=counter)
-    return SearchResult.build(found, model, grid=grid_name, metadata=metadata)
+    result = SearchResult.build(found, model, grid=grid_name, metadata=metadata)
+    if refine is None:
+        return result
+    searched = result.schedule
+    assert isinstance(searched, Schedule)
+    judged = result.table is not None  # the teacher is then known of the samples that judged, the last ones
+    refined = run_refinement(
+        searched,
+        model,
+        noise,
+        method=refine,
+        cond=cond,
+        grid=t,
+        teacher_solver=teacher_solver,
+        teacher=None if judged else result.teacher,
+        solver=None if judged or isinstance(solver, Auto) else solver,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return result.refined(refined.schedule, refined.error, refined.endpoint)
 
 
 def _count(core_on: Callable[[Tensor], Core], samples: int, solver: str | solvers.Solver | Auto) -> int:
@@ -113,35 +139,16 @@ def _count(core_on: Callable[[Tensor], Core], samples: int, solver: str | solver
     return rehearse(core_on(torch.ones(few, 1))) * samples // few
 
 
-def drive(
-    core: Core,
-    model: Denoiser,
-    *,
-    cond: Mapping[str, Tensor],
-    dtype: torch.dtype,
-    batch_size: int,
-    counter: Counter,
-) -> Found:
-    """Answers every ask of `core` with `model`; see `evaluate` for the arguments and the errors."""
-    try:
-        ask = next(core)
-        while True:
-            names = ask.nodes.tolist() if ask.nodes is not None else None
-            velocities = evaluate(
-                model,
-                ask.states,
-                ask.t,
-                cond={key: value[ask.samples] for key, value in cond.items()},
-                dtype=dtype,
-                batch_size=batch_size,
-                labels=names,
-                first_sample=ask.samples.start,
-                tick=counter.add,
-            )
-            ask = core.send(velocities)
-    except StopIteration as done:
-        found: Found = done.value
-        return found
+def _check_refine(refine: Any, noise: Tensor, share: str, nodes: str) -> None:
+    if refine is None:
+        return
+    choice("refine", refine, METHODS)
+    if share != "joint":
+        raise ValueError(f"share: got {share!r} with refine {refine!r}, wanted 'joint'")
+    if refine == "gradient" and nodes == "integer":
+        raise ValueError("refine: got 'gradient' with nodes 'integer', off which it moves the times, wanted 'nodes'")
+    if refine == "gradient" and len(noise) < 2:
+        raise ValueError("noise: got 1 sample with refine 'gradient', wanted at least 2: some of them only judge")
 
 
 def _check_metadata(metadata: Any) -> None:

@@ -22,15 +22,18 @@ def run(
     scale: float | None = None,
     nodes: Tensor | None = None,
     first_velocity: Tensor | None = None,
+    network_t: Tensor | None = None,
 ) -> Generator[Ask, Tensor, Tensor]:
     """The final states [B, D] of the path t, float64 [k + 1], from scale * noise (None: t[0]).
 
     coefficients: float64 [k, P]. samples: which rows of the search's noise these are. nodes: what the asks call the
-    path. first_velocity: [B, D], where the first evaluation is known.
+    path. first_velocity: [B, D], where the first evaluation is known. network_t: float64 [k], the flow times that the
+    model is evaluated at; None: t[:-1].
     """
     walk = solvers.Walk(noise.flatten(1) * (float(t[0]) if scale is None else scale), carries, len(coefficients[0]) - 2)
     for step, weights in enumerate(coefficients.tolist()):
-        output = yield from _output(walk, noise, t, step, samples, nodes, first_velocity)
+        told = t if network_t is None else network_t
+        output = yield from _output(walk, noise, told, step, samples, nodes, first_velocity)
         walk.step(output, float(t[step]), weights)
     return walk.state
 
@@ -44,16 +47,23 @@ def fit_along(
     rows = []
     for step in range(len(path) - 1):
         output = yield from _output(walk, noise, path, step, samples, nodes, teacher.first_velocity)
-        # Two nodes, since statistics are of steps to later nodes: the step is 0 -> 1.
-        basis = [vectors[:, None].expand(-1, 2, -1) for vectors in walk.basis(output)]
-        ages = torch.arange(step, step - 1 - solver.history, -1)
-        history = torch.where(ages >= 0, path[ages.clamp(min=0)], torch.nan)
-        near = solver.coefficients(history, path[step + 1])[: len(basis)]
-        target = teacher.states[:, nodes[step + 1], None].expand(-1, 2, -1)
-        weights = fit(basis, target, near.expand(2, 2, -1), (0, 1), solver.ridge)[0, 1].cpu()
-        rows.append(torch.cat([weights, weights.new_zeros(2 + solver.history - len(weights))]))
+        rows.append(fit_step(walk, output, path, step, teacher.states[:, nodes[step + 1]], solver))
         walk.step(output, float(path[step]), rows[-1].tolist())
     return torch.stack(rows)
+
+
+def fit_step(
+    walk: solvers.Walk, output: Tensor, path: Tensor, step: int, target: Tensor, solver: solvers.Fitted
+) -> Tensor:
+    """float64 [2 + history] on the CPU: the coefficients of the step along `path` [k + 1] that `walk` is about to take
+    with `output` [B, D], fitted to land at `target` [B, D]."""
+    # Two nodes, since statistics are of steps to later nodes: the step is 0 -> 1.
+    basis = [vectors[:, None].expand(-1, 2, -1) for vectors in walk.basis(output)]
+    ages = torch.arange(step, step - 1 - solver.history, -1)
+    history = torch.where(ages >= 0, path[ages.clamp(min=0)], torch.nan)
+    near = solver.coefficients(history, path[step + 1])[: len(basis)]
+    weights = fit(basis, target[:, None].expand(-1, 2, -1), near.expand(2, 2, -1), (0, 1), solver.ridge)[0, 1].cpu()
+    return torch.cat([weights, weights.new_zeros(2 + solver.history - len(weights))])
 
 
 def squared_error(state: Tensor, target: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class Walk:
         """What the next step combines; a young path has fewer vectors than its solver's history allows."""
         return [self.state, velocity, *self._earlier]
 
-    def step(self, velocity: Tensor, t: float, weights: Sequence[float]) -> None:
+    def step(self, velocity: Tensor, t: float | Tensor, weights: Sequence[float | Tensor]) -> None:
         """Moves `state`, now at flow time t. weights: [2 + history], of state, velocity and earlier predictions."""
         terms = list(zip(self.basis(velocity), weights, strict=False))[1:]
         self._earlier.appendleft(carried(self._carries, self.state, velocity, t))
