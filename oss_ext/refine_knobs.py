@@ -10,7 +10,7 @@ from torch import Tensor
 from oss_ext import solvers
 from oss_ext.schedule import Schedule
 
-FLOOR = 1e-6  # relative: how far apart times stay that are pushed against the model's cleanest flow time
+FLOOR = 1e-6  # relative: how far apart times stay that are pushed together, or against the model's cleanest
 ROOM = 0.05  # of the gap before: what the last time may move by where it starts at the model's cleanest
 SPECTRUM = 1e-4  # of a step's normalised Gram matrix: weaker directions of its coefficients are turned no faster
 
@@ -41,10 +41,10 @@ class Knobs:
         self._start, self._t_min, self._t_max = schedule, t_min, t_max
         self._solver = _follower(schedule.solver, schedule.carries, width)
         gaps = -t.diff()
-        room = float(t[-2]) - t_min
-        least = ROOM * float(gaps[-2] if steps > 1 else t[0])
-        self._end = float(t[-2]) - max(room, least)
-        gaps = torch.cat([gaps[:-1], gaps.new_tensor([max(room, least)])])
+        before, room = float(gaps[-2] if steps > 1 else t[0]), float(t[-2]) - t_min
+        room = room if room > FLOOR * before else ROOM * before
+        self._end = float(t[-2]) - room
+        gaps = torch.cat([gaps[:-1], gaps.new_tensor([room])])
         self._first_gaps = (gaps / gaps.sum()).log()
         self._turn = torch.eye(width, dtype=torch.float64).repeat(steps, 1, 1)
         sizes = {"times": (steps,), "coefficients": (steps, width), "noise_scale": (), "network_t": (steps,)}
@@ -91,7 +91,8 @@ class Knobs:
     def _path(self, gaps: Tensor) -> Tensor:
         """float64 [k], the times but the last: `gaps` shares out what lies between the first and `_end`."""
         first = self._start.t[0]
-        share = torch.softmax(gaps, 0).cumsum(0)[:-1]
+        # The floor keeps times apart that rounding would join.
+        share = ((1 - FLOOR * len(gaps)) * torch.softmax(gaps, 0) + FLOOR).cumsum(0)[:-1]
         return torch.cat([first[None], first - (first - self._end) * share])
 
 
