@@ -21,7 +21,7 @@ class Provenance(BaseModel):
     grid: the grid's name with its parameters, "custom" for a tensor. teacher_steps: intervals of the teacher's grid.
     share, start: as given to `dp_search`; sample: which of the search's samples a per_sample schedule belongs to.
     samples: how many noises were searched.
-    cost: mean squared distance to the teacher at the clean node, as the search scored this very schedule.
+    cost: mean squared distance to the teacher at the clean node, as the search, or `refine`, scored this very schedule.
     replayed_cost: the same distance from running the schedule again (median schedules, which no search scores).
     model: `Denoiser.describe()`. metadata: the caller's own (guidance, checkpoint, ...), JSON values.
     nfe: network evaluations a sample spent by the search in which this schedule was found; a guided one counts once.

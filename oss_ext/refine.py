@@ -221,8 +221,8 @@ def _noted(
     """The outcome with what was done in the schedule's provenance."""
     origin = old.provenance
     spent: float = round(evaluations) if evaluations == round(evaluations) else evaluations
-    before = origin.nfe.get("total", 0)
-    nfe = {**origin.nfe, "refine": origin.nfe.get("refine", 0) + spent, "total": before + spent}
+    made = {name: count for name, count in origin.nfe.items() if name != "total"}
+    nfe = {**made, "refine": made.get("refine", 0) + spent, "total": origin.nfe.get("total", 0) + spent}
     provenance = origin.model_copy(
         update={
             "cost": float(outcome.error.mean()),
@@ -281,7 +281,8 @@ def _check_solver(schedule: Schedule, solver: str | solvers.Solver | None, last:
 
 
 def _check_learn(learn: Sequence[str] | None, schedule: Schedule, model: Denoiser) -> frozenset[str]:
-    moving = model.timesteps(schedule.t[:-1].clone().requires_grad_(True)).requires_grad
+    with torch.inference_mode(False), torch.enable_grad():
+        moving = model.timesteps(schedule.t[:-1].clone().requires_grad_(True)).requires_grad
     if learn is None:
         return USUAL if moving else USUAL - {"times"}
     if isinstance(learn, str) or not isinstance(learn, Sequence):

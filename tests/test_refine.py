@@ -286,6 +286,17 @@ def test_times_stay_where_their_gradient_would_be_wrong():
     assert error_of(refined, model, NOISE, target) < 0.7 * error_of(schedule, model, NOISE, target)
 
 
+@pytest.mark.parametrize("family", ["flow", "edm"])
+def test_times_move_where_their_gradient_is_right(family):
+    model = MIXTURE.families()[family]
+    grid = grids.for_model("flow", 40, model)
+    schedule = Schedule.from_grid(grids.for_model("flow:shift=3", 4, model), "dpmpp_2m", model)
+    refined = refine(schedule, model, NOISE, method="gradient", grid=grid, learn=["times"], iterations=60)
+    target = teacher_of(model, NOISE, grid)
+    assert not torch.equal(refined.t, schedule.t) and torch.equal(refined.sigmas, model.sigmas(refined.t))
+    assert error_of(refined, model, NOISE, target) < 0.7 * error_of(schedule, model, NOISE, target)
+
+
 # --- files, counts, devices ---
 
 
