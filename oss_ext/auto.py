@@ -21,12 +21,14 @@ from oss_ext.walks import fit_along, run, squared_error
 class Auto:
     """What `solver="auto"` tries.
 
-    searched: solvers that a search is made with. grids: stock grids; each is tried with every solver of `stock`, and
-    with coefficients fitted along it. budgets: those that are wanted; None: all. validation: the share of the samples
-    that only judges: at least one of them, and not all.
+    searched: solvers that a search is made with; free: those that are searched once more from a free start.
+    grids: stock grids; each is tried with every solver of `stock`, and with coefficients fitted along it.
+    budgets: those that are wanted; None: all. validation: the share of the samples that only judges: at least one of
+        them, and not all.
     """
 
     searched: tuple[str | solvers.Solver, ...] = ("euler", "ab2", "dpmpp_2m", "unipc", "mixed", "fitted")
+    free: tuple[str | solvers.Solver, ...] = ("fitted",)
     grids: tuple[str, ...] = ("flow", "edm", "logsnr", "ddim")
     stock: tuple[str | solvers.Solver, ...] = ("euler", "ab2", "dpmpp_2m", "unipc")
     budgets: tuple[int, ...] | None = None
@@ -101,13 +103,24 @@ def run_auto(
     tried: list[tuple[str, str, Plan]] = []
 
     memory: list[tuple[Ask, Tensor]] = []
-    for name in config.searched:
+    searches = [(name, free) for name in config.searched] + [(name, True) for name in config.free if not free]
+    for name, anywhere in searches:
         solver = solvers.get(name)
         search = distil(
-            noise[fit], t, steps, solver, teacher, samples=fit, joint=True, free=free, candidates=candidates, beam=beam
+            noise[fit],
+            t,
+            steps,
+            solver,
+            teacher,
+            samples=fit,
+            joint=True,
+            free=anywhere,
+            candidates=candidates,
+            beam=beam,
         )
         found = yield from tally("search", _remembering(search, memory))
-        tried += [("searched", "search", found.plans[budget - 1][0]) for budget in budgets]
+        path = "search, free start" if anywhere else "search"
+        tried += [("searched", path, found.plans[budget - 1][0]) for budget in budgets]
 
     fitted = next((s for s in map(solvers.get, config.searched) if isinstance(s, solvers.Fitted)), solvers.Fitted())
     paths = [

@@ -9,6 +9,12 @@ FLOOR = 0.3
 """The share of the nodes that is spread evenly over the grid, whatever the velocity does."""
 
 
+def default_count(steps: int) -> int:
+    """How many candidates a joint search of so many steps takes unless told otherwise: what lost nothing to speak of
+    against all nodes on the bundled model (benchmarks/results/schedules.json, "candidates")."""
+    return max(24, -(-12 * steps // 5))
+
+
 def place(t: Tensor, turning: Tensor, count: int, *, floor: float = FLOOR) -> Tensor:
     """int64 [count + 1]: ascending nodes of the grid from 0 to N, dense where the teacher's velocity turns.
 

@@ -21,6 +21,7 @@ from oss_ext.metrics import pooled_psnr, psnr
 from oss_ext.plot import plot_comparison, plot_schedules
 from oss_ext.schedule import Schedule
 from oss_ext.search import dp_search
+from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS
 from oss_ext.zoo.photo32 import ZooModel
 
 Column = dict[int, float | None]
@@ -31,7 +32,7 @@ USUAL = "dpmpp_2m"  # what the stock schedules run with where the search has no 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the schedules and the pictures.")] = Path("oss-demo"),
     steps: Annotated[int, typer.Option(help="Largest budget K; every budget 1..K is found.")] = 10,
-    teacher_steps: Annotated[int, typer.Option(help="Euler steps of the teacher.")] = 100,
+    teacher_steps: Annotated[int, typer.Option(help="Steps of the teacher.")] = DEFAULT_STEPS,
     samples: Annotated[int, typer.Option(help="Noises to search on.")] = 9,
     heldout: Annotated[int, typer.Option(help="Other noises to measure on.")] = 18,
     solver: SolverName = "euler",
@@ -55,7 +56,7 @@ def demo(
         console.print(
             f"Model   [bold]photo32[/], {model.parameter_count / 1e6:.1f} M parameters, guidance {guidance:g}, "
             f"on {_device_name(where)}\n"
-            f"Search  {samples} noises, a teacher of {teacher_steps} Euler steps, budgets 1 to {steps}\n"
+            f"Search  {samples} noises, a teacher of {teacher_steps} {DEFAULT_SOLVER} steps, budgets 1 to {steps}\n"
             f"Test    {heldout} other noises: {stock} on uniform and EDM flow times, {solver} on those of OSS,\n"
             "        PSNR to the teacher from the same noises, in dB (of the error averaged over all of them)",
             highlight=False,
@@ -151,7 +152,7 @@ def _run(
             "EDM": {k: Schedule.from_grid(grids.for_model("edm", k, model), stock, model) for k in budgets},
             "OSS": found,
         }
-        fine = Schedule.from_grid(result.t, "euler", model)
+        fine = Schedule.from_grid(result.t, DEFAULT_SOLVER, model)
         teacher = fine.sample(model, unseen, labels, progress=bars.add("Test: teacher"))
         move = bars.add("Test: 3 samplers", heldout * len(samplers) * sum(budgets))
         done = 0

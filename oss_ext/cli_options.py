@@ -21,5 +21,10 @@ SolverName = Annotated[
         "mixed: every step its own order; auto: the best of many, judged on noises set apart."
     ),
 ]
-Candidates = Annotated[int | None, typer.Option(help="Nodes of the teacher's grid to look at; default all.")]
+Candidates = Annotated[
+    int | None,
+    typer.Option(
+        help="Nodes of the teacher's grid to look at; default max(24, 2.4 steps), or all unless --share joint."
+    ),
+]
 Beam = Annotated[int, typer.Option(help="States that a node keeps (--share joint).")]

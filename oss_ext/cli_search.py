@@ -37,6 +37,7 @@ from oss_ext.files import whole_file, whole_folder
 from oss_ext.result import SearchResult
 from oss_ext.schedule import Schedule
 from oss_ext.search import dp_search
+from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS
 
 
 def search(
@@ -45,10 +46,10 @@ def search(
         Path, typer.Option(help="A .json file for the schedule of the largest budget, or a folder for every budget's.")
     ] = Path("schedule.json"),
     steps: Annotated[int, typer.Option(help="Largest budget K.")] = 10,
-    teacher_steps: Annotated[int, typer.Option(help="Steps of the teacher.")] = 200,
+    teacher_steps: Annotated[int, typer.Option(help="Steps of the teacher.")] = DEFAULT_STEPS,
     grid: Annotated[str, typer.Option(help="Teacher's grid, with parameters: flow:shift=3, edm:rho=7, ...")] = "flow",
     solver: SolverName = "euler",
-    teacher_solver: Annotated[str, typer.Option(help="What the teacher is integrated with.")] = "euler",
+    teacher_solver: Annotated[str, typer.Option(help="What the teacher is integrated with.")] = DEFAULT_SOLVER,
     candidates: Candidates = None,
     nodes: Annotated[str, typer.Option(help="any, or integer: flow times of whole timesteps only.")] = "any",
     beam: Beam = 1,

@@ -19,7 +19,7 @@ from oss_ext.refine_gradient import Problem, judged_at, polish
 from oss_ext.refine_knobs import Numbers
 from oss_ext.refine_nodes import Nodes, Outcome
 from oss_ext.schedule import Schedule
-from oss_ext.teacher import Ask
+from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS, Ask
 from oss_ext.validate import check_cond, check_model, check_noise, choice, whole_number
 from oss_ext.walks import run, squared_error
 
@@ -48,8 +48,8 @@ def refine(
     *,
     method: Literal["nodes", "gradient"] = "nodes",
     cond: Mapping[str, Tensor] | None = None,
-    teacher_steps: int = 200,
-    teacher_solver: str | solvers.Solver = "euler",
+    teacher_steps: int = DEFAULT_STEPS,
+    teacher_solver: str | solvers.Solver = DEFAULT_SOLVER,
     grid: str | Tensor = "flow",
     teacher: Tensor | None = None,
     solver: str | solvers.Solver | None = None,
@@ -119,8 +119,8 @@ def run_refinement(
     *,
     method: str,
     cond: Mapping[str, Tensor] | None = None,
-    teacher_steps: int = 200,
-    teacher_solver: str | solvers.Solver = "euler",
+    teacher_steps: int = DEFAULT_STEPS,
+    teacher_solver: str | solvers.Solver = DEFAULT_SOLVER,
     grid: str | Tensor = "flow",
     teacher: Tensor | None = None,
     solver: str | solvers.Solver | None = None,

@@ -20,6 +20,7 @@ from oss_ext.refine import METHODS, run_refinement
 from oss_ext.result import SearchResult
 from oss_ext.schedule import Schedule
 from oss_ext.search_core import Core, dp_core, rehearse
+from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS
 from oss_ext.validate import check_cond, check_model, check_noise, choice, whole_number
 
 NODES = ("any", "integer")
@@ -31,12 +32,12 @@ def dp_search(
     noise: Tensor,
     steps: int = 10,
     *,
-    teacher_steps: int = 200,
+    teacher_steps: int = DEFAULT_STEPS,
     grid: str | Tensor = "flow",
     solver: str | solvers.Solver | Auto = "euler",
     share: str = "joint",
     start: str = "fixed",
-    teacher_solver: str | solvers.Solver = "euler",
+    teacher_solver: str | solvers.Solver = DEFAULT_SOLVER,
     candidates: int | None = None,
     nodes: str = "any",
     beam: int = 1,
@@ -65,7 +66,8 @@ def dp_search(
     start: "fixed": the first step leaves node 0; "free": it may leave any node i, from the state t_i * noise (fitted:
         c_i * noise with the c_i that comes nearest to the teacher).
     teacher_solver: a name of `solvers.formulas()`, what the teacher is integrated with.
-    candidates: search on this many nodes of the grid, placed where the teacher's velocity turns; None: on all.
+    candidates: search on this many nodes of the grid, placed where the teacher's velocity turns; as many as the grid
+        has: on all. None: max(24, 2.4 steps) with share "joint", else all.
     nodes: "integer": only flow times of whole timesteps, for deployed samplers that truncate them.
     beam: how many states a node keeps; above 1 only with share "joint".
     refine: "nodes" or "gradient": brings the schedule of the largest budget, and that alone, nearer to the teacher

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from oss_ext import grids, solvers
 from oss_ext.auto import Auto, MakeGrid, Row, run_auto
+from oss_ext.candidates import default_count
 from oss_ext.distil import distil
 from oss_ext.evaluate import state_dtype
 from oss_ext.median import elementwise_median
 from oss_ext.plan import Plan
-from oss_ext.teacher import Ask, Teacher, integrate
+from oss_ext.teacher import DEFAULT_SOLVER, Ask, Teacher, integrate
 from oss_ext.validate import check_noise, choice, whole_number
 from oss_ext.walks import run, squared_error
 
@@ -68,7 +69,7 @@ def dp_core(
     solver: str | solvers.Solver | Auto = "euler",
     share: str = "joint",
     start: str = "fixed",
-    teacher_solver: str | solvers.Solver = "euler",
+    teacher_solver: str | solvers.Solver = DEFAULT_SOLVER,
     candidates: int | None = None,
     beam: int = 1,
     make_grid: MakeGrid = grids.make,
@@ -96,7 +97,9 @@ def dp_core(
     guide = solvers.get(teacher_solver)
     if solvers.is_searched(guide):
         raise ValueError(f"teacher_solver: got {guide.name!r}, wanted one of {', '.join(solvers.formulas())}")
-    if candidates is not None:
+    if candidates is None:
+        candidates = min(default_count(steps), last) if share == "joint" else None
+    else:
         candidates = min(whole_number("candidates", candidates, least=steps), last)
     beam = whole_number("beam", beam, least=1)
     if beam > 1 and share != "joint":

@@ -11,6 +11,10 @@ from torch import Tensor
 
 from oss_ext import solvers
 
+DEFAULT_STEPS, DEFAULT_SOLVER = 100, "unipc"
+"""On the bundled model nearer to the exact solution than 200 Euler steps are, at half their evaluations
+(benchmarks/results/schedules.json, "teachers")."""
+
 
 class Ask(NamedTuple):
     """What a search wants to know: the velocities [b, m, *shape] of these samples at these states.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,10 +17,11 @@ from oss_ext.auto import Auto
 from oss_ext.models import FlowModel
 from oss_ext.search_core import STARTS, dp_core
 from oss_ext.solvers import Fitted, Mixed
+from oss_ext.teacher import DEFAULT_SOLVER
 
 NOISE = normal(8, 4)
 JUDGES = NOISE[6:]  # a quarter
-SMALL = Auto(searched=("euler", "dpmpp_2m", "fitted"), grids=("flow", "edm"), stock=("euler", "unipc"))
+SMALL = Auto(searched=("euler", "dpmpp_2m", "fitted"), free=("euler",), grids=("flow", "edm"), stock=("euler", "unipc"))
 
 
 def rows_of(result, steps, family):
@@ -38,14 +40,15 @@ def test_the_table_covers_all_that_was_asked_for(family):
     for steps in range(1, 4):
         stock = [(row["path"], row["solver"]) for row in rows_of(result, steps, "stock")]
         assert sorted(stock) == sorted(itertools.product(config.grids, names))
-        assert [row["solver"] for row in rows_of(result, steps, "searched")] == [
-            solvers.get(name).name for name in config.searched
+        searched = [(row["path"], row["solver"]) for row in rows_of(result, steps, "searched")]
+        assert searched == [("search", solvers.get(name).name) for name in config.searched] + [
+            ("search, free start", name) for name in config.free
         ]
         along = [row["path"] for row in rows_of(result, steps, "fitted along")]
         formulas = [f"search with {solvers.get(name).name}" for name in ("euler", "ab2", "dpmpp_2m", "unipc")]
         assert sorted(along) == sorted([*formulas, *config.grids])
         assert all(row["solver"] == "fitted" for row in rows_of(result, steps, "fitted along"))
-    assert len(result.table) == 3 * (6 + 16 + 8)
+    assert len(result.table) == 3 * (7 + 16 + 8)
 
 
 @pytest.mark.parametrize("start", STARTS)
@@ -79,7 +82,7 @@ def test_replay_on_the_judges(solver, options, start):
     model = mixture(1).flow()
     result = dp_search(model, NOISE, 3, teacher_steps=16, solver=solver, start=start, **options)
     assert result.solver == "auto" and result.values is None and result.backpointers is None
-    guide = Schedule.from_grid(result.t, options.get("teacher_solver", "euler"))
+    guide = Schedule.from_grid(result.t, options.get("teacher_solver", DEFAULT_SOLVER))
     torch.testing.assert_close(result.teacher, guide.sample(model, JUDGES), rtol=0, atol=1e-13)
     check_replay(result, model, JUDGES, 1e-9)
 
@@ -130,7 +133,9 @@ def test_the_rest_takes_no_part_in_the_judging():
 @pytest.mark.parametrize("name", ["euler", "unipc", "mixed", "fitted"])
 def test_searched_rows_are_a_search_on_the_other_samples(name):
     model = mixture(1).flow()
-    found, _ = by_hand(dp_core(NOISE, grids.make("flow", 24), 4, solver=Auto(searched=(name,), grids=())), model)
+    found, _ = by_hand(
+        dp_core(NOISE, grids.make("flow", 24), 4, solver=Auto(searched=(name,), free=(), grids=())), model
+    )
     alone = dp_search(model, NOISE[:6], 4, teacher_steps=24, solver=name)
     for row in found.table:
         if row.family == "searched":
@@ -142,10 +147,10 @@ def test_searched_rows_are_a_search_on_the_other_samples(name):
 def test_several_searches_find_what_each_finds_alone(start):
     """They share evaluations; that must not change what they find."""
     model, t = mixture(3).flow(), grids.make("flow", 16)
-    together, _ = by_hand(dp_core(NOISE, t, 3, solver=Auto(grids=()), start=start), model)
+    together, _ = by_hand(dp_core(NOISE, t, 3, solver=Auto(free=(), grids=()), start=start), model)
     searched = [row for row in together.table if row.family == "searched"]
     for name in Auto().searched:
-        alone, _ = by_hand(dp_core(NOISE, t, 3, solver=Auto(searched=(name,), grids=()), start=start), model)
+        alone, _ = by_hand(dp_core(NOISE, t, 3, solver=Auto(searched=(name,), free=(), grids=()), start=start), model)
         own = [row for row in searched if row.plan.solver.name == solvers.get(name).name]
         for row, again in zip(own, [row for row in alone.table if row.family == "searched"], strict=True):
             assert torch.equal(row.plan.nodes, again.plan.nodes)
@@ -170,7 +175,7 @@ def test_fitted_rows_are_least_squares_along_the_grid():
     config = Auto(searched=(Fitted(history=1, ridge=1e-12),), grids=("edm",), stock=())
     found, _ = by_hand(dp_core(NOISE, t, 3, solver=config), model)
     (row,) = (row for row in found.table if row.family == "fitted along" and row.steps == 3)
-    _, teacher = Schedule.from_grid(t).sample(model, NOISE[:6], return_trajectory=True)
+    _, teacher = Schedule.from_grid(t, DEFAULT_SOLVER).sample(model, NOISE[:6], return_trajectory=True)
     velocity = model.velocity(NOISE[:6], torch.ones(6, dtype=torch.float64))
     columns = torch.stack([NOISE[:6].flatten(), velocity.flatten()], 1)
     wanted = torch.linalg.lstsq(columns, teacher[:, int(row.plan.nodes[1])].flatten()[:, None]).solution[:, 0]
@@ -184,7 +189,7 @@ def test_fitted_rows_are_least_squares_along_the_grid():
 @pytest.mark.parametrize("start", STARTS)
 def test_evaluations_are_counted_by_what_they_were_for(start):
     model = Counting(mixture(1).flow())
-    result = dp_search(model, NOISE, 3, teacher_steps=16, solver="auto", candidates=10, start=start)
+    result = dp_search(model, NOISE, 3, teacher_steps=16, solver=Auto(free=()), candidates=10, start=start)
     parts = {name: count for name, count in result.nfe.items() if name != "total"}
     assert set(parts) == {"teacher", "search", "fit", "validation"} and parts["teacher"] == 16
     assert sum(parts.values()) == pytest.approx(result.nfe["total"])
@@ -203,7 +208,7 @@ def test_evaluations_are_counted_by_what_they_were_for(start):
 def test_budgets():
     model = mixture(1).flow()
     every = dp_search(model, NOISE, 5, teacher_steps=16, solver=SMALL)
-    config = Auto(searched=SMALL.searched, grids=SMALL.grids, stock=SMALL.stock, budgets=(5, 2))
+    config = replace(SMALL, budgets=(5, 2))
     some = dp_search(model, NOISE, 5, teacher_steps=16, solver=config)
     assert set(some.schedules) == {2, 5} and {row["steps"] for row in some.table} == {2, 5}
     assert some.steps == 5 and some.schedule is some.schedules[5]
@@ -216,12 +221,13 @@ def test_budgets():
 def test_solvers_of_ones_own():
     config = Auto(
         searched=(Mixed(tuple(map(solvers.get, ("euler", "ab3")))), Fitted(history=1)),
+        free=("ab2",),
         grids=("flow:shift=2",),
         stock=(solvers.get("ab4"),),
     )
     result = dp_search(mixture(1).flow(), NOISE, 3, teacher_steps=16, solver=config)
-    assert {row["solver"] for row in result.table} == {"mixed", "fitted", "ab4"}
-    assert {row["path"] for row in result.table} == {"search", "flow:shift=2"}
+    assert {row["solver"] for row in result.table} == {"mixed", "fitted", "ab2", "ab4"}
+    assert {row["path"] for row in result.table} == {"search", "search, free start", "flow:shift=2"}
 
 
 @pytest.mark.parametrize("family", ["epsilon", "x0"])

@@ -82,7 +82,7 @@ def test_a_beam_as_wide_as_all_paths_is_brute_force(solver, start):
 def test_the_best_two_steps_into_every_node():
     """Not only the clean node: the table of a wide beam holds the least cost of every node."""
     model, noise, t = mixture(3).flow(), normal(3, 4), grids.make("flow", N)
-    result = dp_search(model, noise, 3, grid=t, solver="ab2", beam=WHOLE)
+    result = dp_search(model, noise, 3, grid=t, solver="ab2", teacher_solver="euler", beam=WHOLE)
     _, teacher = Schedule.from_grid(t).sample(model, noise, return_trajectory=True)
     for node in range(3, N):
         costs = {}

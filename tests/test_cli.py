@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 import oss_ext
 from oss_ext import Schedule, cli, cli_demo, cli_search
 from oss_ext.cli_common import parse_model_args, parse_shape
+from oss_ext.teacher import DEFAULT_SOLVER
 
 MODULE = '''
 import torch, oss_ext
@@ -242,7 +243,7 @@ def test_demo_small(folder: Path) -> None:
     assert Schedule.load("oss-demo/schedules/steps_02.json").steps == 2
     model = oss_ext.zoo.load("photo32")
     noise, cond = model.noise(3, "heldout")
-    teacher = Schedule.from_grid(oss_ext.grids.make("flow", 6)).sample(model, noise, cond)
+    teacher = Schedule.from_grid(oss_ext.grids.make("flow", 6), DEFAULT_SOLVER).sample(model, noise, cond)
     error = (Schedule.load("oss-demo/schedule.json").sample(model, noise, cond) - teacher).square().flatten(1).mean(1)
     assert found["psnr_db"]["OSS"]["3"] == pytest.approx(float(10 * (4 / error.mean()).log10()), abs=1e-3)
     assert found["psnr_db"]["OSS"]["1"] == pytest.approx(found["psnr_db"]["uniform"]["1"], abs=1e-3)
@@ -264,7 +265,7 @@ def test_demo_compares_with_what_people_run(folder: Path, solver: str, stock: st
     assert (found["solver"], found["stock_solver"], found["candidates"]) == (solver, stock, 3)
     model = oss_ext.zoo.load("photo32")
     noise, cond = model.noise(2, "heldout")
-    teacher = Schedule.from_grid(oss_ext.grids.make("flow", 5)).sample(model, noise, cond)
+    teacher = Schedule.from_grid(oss_ext.grids.make("flow", 5), DEFAULT_SOLVER).sample(model, noise, cond)
     paths = {"EDM": Schedule.from_grid(oss_ext.grids.for_model("edm", 2, model), stock)}
     paths["OSS"] = Schedule.load("oss-demo/schedule.json")
     assert paths["OSS"].solver == oss_ext.solvers.get(solver).name

@@ -10,6 +10,7 @@ from helpers.analytic import mixture, normal
 
 from oss_ext import Schedule, dp_search, solvers
 from oss_ext.solvers import Fitted
+from oss_ext.teacher import DEFAULT_SOLVER
 
 NOISE = normal(12, 4)
 
@@ -97,7 +98,8 @@ def test_the_chosen_ridge_pays_on_noises_that_the_search_never_saw():
         model, noise = mixture(seed, shape=(64,)).flow(), normal(8, 64, seed=10 * seed)
         teacher = Schedule.from_grid(torch.linspace(1, 0, 21, dtype=torch.float64)).sample(model, unseen)
         chosen, least = (
-            dp_search(model, noise, 5, teacher_steps=20, solver=Fitted(ridge=ridge)).schedule for ridge in (None, 1e-6)
+            dp_search(model, noise, 5, teacher_steps=20, teacher_solver="euler", solver=Fitted(ridge=ridge)).schedule
+            for ridge in (None, 1e-6)
         )
         errors = [float((one.sample(model, unseen) - teacher).square().mean()) for one in (chosen, least)]
         ratios.append(errors[0] / errors[1])
@@ -131,7 +133,7 @@ def test_moments_that_come_in_parts_are_the_same(samples, ridge, monkeypatch):
 def test_a_free_start_scales_the_noise_by_least_squares(solver, tmp_path):
     model = mixture(7).flow()
     result = dp_search(model, NOISE, 4, teacher_steps=30, solver=solver, start="free")
-    grid = Schedule.from_grid(result.t)
+    grid = Schedule.from_grid(result.t, DEFAULT_SOLVER)
     _, teacher = grid.sample(model, NOISE, return_trajectory=True)
     starts = []
     for budget, schedule in result.schedules.items():

@@ -15,6 +15,7 @@ from oss_ext.models import EpsilonModel
 from oss_ext.progress import Counter
 from oss_ext.refine_gradient import Problem, gradient, mean_error, polish
 from oss_ext.refine_knobs import Knobs
+from oss_ext.teacher import DEFAULT_SOLVER
 
 MIXTURE = mixture(1, std=0.6)
 NOISE = normal(32, 4, seed=1)
@@ -26,7 +27,7 @@ SHORT = {**TEACHER, "iterations": 30}
 
 
 def teacher_of(model, noise=NOISE, grid=FINE):
-    return Schedule.from_grid(grid, "euler", model).sample(model, noise)
+    return Schedule.from_grid(grid, DEFAULT_SOLVER, model).sample(model, noise)
 
 
 def error_of(schedule, model, noise=NOISE, target=None):
@@ -547,7 +548,7 @@ def test_nan_is_named_with_its_step():
 def test_polish_without_a_gain_returns_nothing():
     """A schedule that is the teacher itself cannot come nearer."""
     model = MIXTURE.flow()
-    schedule = Schedule.from_grid(FINE, "euler", model)
+    schedule = Schedule.from_grid(FINE, DEFAULT_SOLVER, model)
     assert polish(problem_of(schedule, model), schedule, frozenset(EVERY), 10) is None
     refined = refine(schedule, model, NOISE, method="nodes", **TEACHER)
     assert torch.equal(refined.t, schedule.t)

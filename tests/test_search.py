@@ -14,6 +14,8 @@ from oss_ext.schedule import Schedule
 from oss_ext.search import dp_search
 from oss_ext.search_core import SHARES, STARTS, dp_core
 
+PUBLISHED = {"teacher_solver": "euler", "candidates": 1000}  # as the paper searches: all nodes of an Euler teacher
+
 
 def node_lists(schedule):
     """[nodes] of a Schedule, [nodes, ...] of a per_sample list."""
@@ -56,7 +58,7 @@ def test_replay_reproduces_scored_state_and_cost(solver, share, start, dtype, to
 
 def test_teacher_is_the_fine_grid_by_euler():
     model, noise = mixture(1).flow(), normal(6, 4)
-    result = dp_search(model, noise, 3, teacher_steps=40)
+    result = dp_search(model, noise, 3, teacher_steps=40, teacher_solver="euler")
     x0 = Schedule.from_grid(grids.make("flow", 40)).sample(model, noise)
     torch.testing.assert_close(result.teacher, x0, rtol=0, atol=1e-13)
 
@@ -90,7 +92,7 @@ def test_half_noise(dtype):
 def test_joint_euler_search_is_algorithm_1(seed, free):
     model, noise, t = mixture(seed).flow(), normal(5, 4, seed=seed), grids.make("flow:shift=2", 24)
     wanted = plain_search(as_velocity(model), noise, t.tolist(), 6, free)
-    result = dp_search(model, noise, 6, grid=t, start="free" if free else "fixed")
+    result = dp_search(model, noise, 6, grid=t, start="free" if free else "fixed", **PUBLISHED)
     assert {budget: schedule.nodes.tolist() for budget, schedule in result.schedules.items()} == wanted
 
 
@@ -100,7 +102,7 @@ def test_gap_to_brute_force_is_never_negative(start, record_property):
     free, gaps = start == "free", {2: [], 3: [], 4: []}
     for seed in range(8):
         model, noise, t = mixture(seed).flow(), normal(4, 4, seed=seed), grids.make("flow", 12)
-        result = dp_search(model, noise, 4, grid=t, start=start)
+        result = dp_search(model, noise, 4, grid=t, start=start, **PUBLISHED)
         for budget, values in gaps.items():
             costs = brute_force(as_velocity(model), noise, t.tolist(), budget, free)
             ours = float(result.costs[budget].mean())
@@ -119,7 +121,7 @@ def test_gap_to_brute_force_is_never_negative(start, record_property):
 def test_gap_to_brute_force_per_sample(record_property):
     model, t, gaps = mixture(3).flow(), grids.make("flow", 12), []
     noise = normal(12, 4, seed=9)
-    result = dp_search(model, noise, 4, grid=t, share="per_sample")
+    result = dp_search(model, noise, 4, grid=t, share="per_sample", **PUBLISHED)
     for b, ours in enumerate(result.costs[4].tolist()):
         costs = brute_force(as_velocity(model), noise[b : b + 1], t.tolist(), 4, False)
         assert ours == pytest.approx(costs[tuple(result.schedule[b].nodes.tolist())], rel=1e-9)
@@ -149,7 +151,7 @@ def test_budgets_of_one_run_equal_separate_runs(solver, share, start):
 @pytest.mark.parametrize("start", STARTS)
 def test_one_sample_is_the_same_shared_or_not(solver, start):
     model, noise = mixture(2).flow(), normal(1, 4, seed=5)
-    settings = {"teacher_steps": 30, "solver": solver, "start": start}
+    settings = {"teacher_steps": 30, "solver": solver, "start": start, "candidates": 30}
     joint, median, own = (dp_search(model, noise, 6, share=share, **settings) for share in SHARES)
     for budget in range(1, 7):
         assert node_lists(joint.schedules[budget]) == node_lists(own.schedules[budget])
@@ -245,7 +247,7 @@ def test_evaluations_are_counted_and_none_is_needless(share, start):
 
 def test_the_finest_budget_is_the_teacher():
     model, noise = Counting(mixture().flow()), normal(3, 4)
-    result = dp_search(model, noise, 8, teacher_steps=8)
+    result = dp_search(model, noise, 8, teacher_steps=8, **PUBLISHED)
     assert result.schedule.nodes.tolist() == list(range(9))
     assert float(result.costs[8].max()) < 1e-28
     assert dp_search(model, noise, 1, teacher_steps=1).schedule.t.tolist() == [1.0, 0.0]
