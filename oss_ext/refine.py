@@ -65,10 +65,11 @@ def refine(
     noise: [B, ...], unit normal, as for `dp_search`. cond: tensors [B, ...], handed to the network by name.
     method:
         "nodes": coordinate descent over the nodes of the teacher's grid, without gradients: one node moves by +-1, 2,
-            4... and the move is kept if the distance falls. Coefficients follow: by the solver's formula, or fitted
-            (mixed: chosen) again along the new path. The first node moves unless it is the grid's. A path that is off
-            the grid starts at the nearest nodes; a `network_t` is given up. Never worse than `schedule` on these
-            noises: where no path is better it is returned as it is.
+            4... and the move is kept if the distance falls, over all noises and for at least half of them (what mends a
+            few noises alone mends little elsewhere). Coefficients follow: by the solver's formula, or fitted (mixed:
+            chosen) again along the new path. The first node moves unless it is the grid's. A path that is off the grid
+            starts at the nearest nodes; a `network_t` is given up. Never worse than `schedule` on these noises: if no
+            path is better it is returned as it is. Fitted coefficients want a few dozen noises.
         "gradient": back-propagation through the steps and the model, Adam. The last quarter of the noises (at least
             one; so B >= 2) only judges: the iterate that is best there is returned, the given schedule being one of
             them, so that it is never worse there. Memory: the activations of a batch.
