@@ -12,13 +12,14 @@ noises (bootstrap, paired for gains). Gains are over the uniform schedule of the
 stock rows with the same budget, the best by that measure. Searches never see a held-out noise. A search's evaluations
 are those that it makes alone, its seconds too: here searches share one teacher, whose time is counted in each.
 
-Parts: rows (the table), refined (the table's schedules, moved or polished afterwards), and the small studies samples,
-candidates, teachers (at every guidance) and beams.
+Parts: rows (the table), refined (the table with its schedules moved or polished afterwards), and small studies, at
+`--study-guidance`: samples, candidates, defaults, teachers and beams. Each prints what it took.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -46,22 +47,22 @@ def bench(
         clock = time.perf_counter()
         print(f"(guidance {guidance:g}, {part}: {spent[part]:.1f} s)", flush=True)
 
-    held = HeldOut(guidance, options.heldout, options.samples, options.teacher_steps, device)
+    settings = {key: getattr(options, key) for key in ("heldout", "samples", "teacher_steps", "teacher_solver")}
+    held = HeldOut(guidance, **settings, device=device)
     done("teacher")
     if {"rows", "refined"} & set(options.part):
         table = schedule_rows.Rows(held)
         schedule_rows.stock_rows(table, options.budget)
         done("stock rows")
-        if "rows" in options.part:
-            schedule_rows.searched_rows(table, options)
-            done("searched rows")
+        schedule_rows.searched_rows(table, options)
+        done("searched rows")
         if "refined" in options.part:
             schedule_rows.refined_rows(table, options)
             done("refined rows")
         found["rows"] = table.finish()
         print(schedule_rows.show(found["rows"]), flush=True)
     for name, study in schedule_studies.STUDIES.items():
-        if name in options.part and (name == "teachers" or guidance in options.study_guidance):
+        if name in options.part and guidance in options.study_guidance:
             found[name] = study(held, options)
             print(schedule_studies.show(name, found[name]))
             done(name)
@@ -74,13 +75,15 @@ def main() -> None:
     parser.add_argument("--heldout", type=int, default=256)
     parser.add_argument("--samples", type=int, default=128, help="noises that a search is given")
     parser.add_argument("--teacher-steps", type=int, default=200)
-    parser.add_argument("--candidates", type=int, default=48, help="nodes that a search looks at")
+    parser.add_argument("--teacher-solver", default="euler")
+    parser.add_argument("--candidates", type=int, help="nodes that a search looks at; default the library's")
     parser.add_argument("--budget", type=int, action="append", help="default: 5, 10 and 20")
     parser.add_argument("--guidance", type=float, action="append", help="default: 1 and 3")
     parser.add_argument("--part", action="append", choices=PARTS, help="default: all")
     parser.add_argument("--study-steps", type=int, default=10, help="budget of the studies")
     parser.add_argument("--study-guidance", type=float, action="append", help="default: 1")
     parser.add_argument("--reference-steps", type=int, default=schedule_studies.REFERENCE_STEPS)
+    parser.add_argument("--keep", action="store_true", help="with the earlier file's rows of what is left out here")
     parser.add_argument("--out", type=Path, default=None, help="folder for schedules.json; default: benchmarks/results")
     options = parser.parse_args()
     options.budget = sorted(options.budget or [5, 10, 20])
@@ -96,9 +99,33 @@ def main() -> None:
         for name, rows in found.items():
             parts.setdefault(name, []).extend(rows)
     print(f"{sum(sum(part.values()) for part in seconds.values()):.0f} s in all")
-    settings = {key: getattr(options, key) for key in ("heldout", "samples", "teacher_steps", "candidates")}
-    result = measure.environment(device) | settings | {"seconds": seconds} | parts
+    keys = ("heldout", "samples", "teacher_steps", "teacher_solver", "candidates", "study_steps", "reference_steps")
+    result = measure.environment(device) | {key: getattr(options, key) for key in keys} | {"seconds": seconds} | parts
+    if options.keep:
+        keep(result, (options.out or measure.RESULTS) / "schedules.json")
     print(f"saved {measure.save('schedules', result, options.out)}")
+
+
+def keep(result: dict[str, Any], path: Path) -> None:
+    """Adds to `result` the rows of an earlier run, of parts and guidance scales that this one left out.
+
+    Raises ValueError where that run was another measurement: another commit, machine or setting.
+    """
+    old = json.loads(path.read_text())
+    varying = {"date", "seconds", *PARTS}
+    for key in (result.keys() | old.keys()) - varying:
+        if result.get(key) != old.get(key):
+            raise ValueError(f"keep: {path} has {key} {old.get(key)!r}, this run {result.get(key)!r}")
+    for part in PARTS:
+        new = result.get(part, [])
+        done = {row["guidance"] for row in new}
+        rows = [row for row in old.get(part, []) if row["guidance"] not in done] + new
+        if rows:
+            result[part] = sorted(rows, key=lambda row: row["guidance"])
+    result["seconds"] = {
+        guidance: old["seconds"].get(guidance, {}) | result["seconds"].get(guidance, {})
+        for guidance in sorted(old["seconds"].keys() | result["seconds"].keys())
+    }
 
 
 if __name__ == "__main__":

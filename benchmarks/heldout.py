@@ -57,12 +57,22 @@ class Remembering:
 class HeldOut:
     """Held-out noises with the teacher's pictures of them, and the searches made for them, each made once."""
 
-    def __init__(self, guidance: float, heldout: int, samples: int, teacher_steps: int, device: torch.device) -> None:
-        self.guidance, self.teacher_steps, self.device = guidance, teacher_steps, device
+    def __init__(
+        self,
+        guidance: float,
+        *,
+        heldout: int,
+        samples: int,
+        teacher_steps: int,
+        teacher_solver: str,
+        device: torch.device,
+    ) -> None:
+        self.guidance, self.device = guidance, device
+        self.teacher_steps, self.teacher_solver = teacher_steps, teacher_solver
         self.model = oss_ext.zoo.load("photo32", guidance_scale=guidance, device=device)
         self.noise, self.cond = self.model.noise(heldout, split="heldout", device=device)
         self.search_noise, self.search_cond = self.model.noise(samples, split="search", device=device)
-        fine = self.stock("flow", teacher_steps, "euler")
+        fine = self.stock("flow", teacher_steps, teacher_solver)
         self.teacher = self.sample(fine)
         self.memory = Remembering(self.model)
         self._seconds_each = 0.0
@@ -71,6 +81,7 @@ class HeldOut:
         self.memory.learning = False
         self._seconds_each = (self.clock() - begin) / (samples * teacher_steps)
         self._searches: dict[tuple[Any, ...], tuple[oss_ext.SearchResult, float]] = {}
+        self._reference: dict[int, Tensor] = {}
 
     def clock(self) -> float:
         """Seconds, those included that answers from memory would have taken."""
@@ -84,6 +95,14 @@ class HeldOut:
     def sample(self, schedule: oss_ext.Schedule) -> Tensor:
         return schedule.sample(self.model, self.noise, self.cond, batch_size=BATCH)
 
+    def reference(self, steps: int, count: int) -> Tensor:
+        """The first held-out pictures from `steps` uniform steps of two-step Adams-Bashforth, run once."""
+        if steps not in self._reference or len(self._reference[steps]) < count:
+            cond = {name: value[:count] for name, value in self.cond.items()}
+            schedule = self.stock("flow", steps, "ab2")
+            self._reference[steps] = schedule.sample(self.model, self.noise[:count], cond, batch_size=BATCH)
+        return self._reference[steps][:count]
+
     def score(self, images: Tensor) -> Tensor:
         """float64 [heldout]: every picture's PSNR to the teacher's, in dB (data range 2)."""
         return psnr(images, self.teacher).double().cpu()
@@ -91,15 +110,16 @@ class HeldOut:
     def search(
         self, solver: Solver, steps: int, samples: int | None = None, **options: Any
     ) -> tuple[oss_ext.SearchResult, float]:
-        """`dp_search` on the first `samples` search noises, and its seconds: the teacher's are counted every time,
-        though only measured once. A search asked for again is not made again."""
+        """`dp_search` on the first `samples` search noises, with this teacher unless told otherwise, and its seconds:
+        the teacher's are counted every time, though only measured once. A search asked for again is not made again."""
         count = samples or len(self.search_noise)
         key = (repr(solver), steps, count, *sorted(options.items()))
         if key not in self._searches:
             begin = self.clock()
+            teacher = {"teacher_steps": self.teacher_steps, "teacher_solver": self.teacher_solver}
             result = oss_ext.dp_search(
-                self.memory, self.search_noise[:count], steps, teacher_steps=self.teacher_steps, solver=solver,
-                cond={name: value[:count] for name, value in self.search_cond.items()}, batch_size=BATCH, **options,
+                self.memory, self.search_noise[:count], steps, solver=solver, batch_size=BATCH,
+                cond={name: value[:count] for name, value in self.search_cond.items()}, **(teacher | options),
             )  # fmt: skip
             self._searches[key] = (result, self.clock() - begin)
         return self._searches[key]

@@ -12,6 +12,7 @@ from torch import Tensor
 import oss_ext
 from oss_ext import single_step
 from oss_ext.auto import Auto
+from oss_ext.candidates import default_count
 
 GRIDS = ("flow", "edm", "logsnr", "ddim")
 SOLVERS = ("euler", "ab2", "dpmpp_2m", "unipc")
@@ -77,14 +78,14 @@ def stock_rows(table: Rows, budgets: Iterable[int]) -> None:
 
 
 def searched_rows(table: Rows, options: Namespace) -> None:
-    """The published search, and ours with every solver."""
+    """The published search, and ours with every solver; at some guidance scales over all nodes too."""
     budgets, largest, few = options.budget, max(options.budget), options.candidates
     _search(table, "published", "OSS median, all nodes", "euler", budgets, largest, share="median")
     for solver in SEARCHED:
         _search(table, "ours", "joint", solver, budgets, largest, candidates=few)
     short = [budget for budget in budgets if budget <= FULL_STEPS]
-    for solver in FULL if short else ():
-        _search(table, "ours", "joint, all nodes", solver, short, FULL_STEPS)
+    for solver in FULL if short and table.held.guidance in options.study_guidance else ():
+        _search(table, "ours", "joint, all nodes", solver, short, FULL_STEPS, candidates=table.held.teacher_steps)
     _search(table, "ours", "joint, free start", "fitted", budgets, largest, candidates=few, start="free")
     _search(table, "ours", "auto", Auto(budgets=tuple(budgets)), budgets, largest, candidates=few)
 
@@ -94,9 +95,10 @@ def _search(
 ) -> None:
     result, seconds = table.held.search(solver, steps, **options)
     label = solver if isinstance(solver, str) else "auto"
+    few = table.held.teacher_steps if "share" in options else options.get("candidates") or default_count(steps)
     spent = {"steps": steps, "samples": len(table.held.search_noise), "nfe": result.nfe, "seconds": seconds}
     for budget in budgets:
-        extra: dict[str, Any] = {"search": spent | {"candidates": options.get("candidates")}}
+        extra: dict[str, Any] = {"search": spent | {"candidates": few}}
         if result.table is not None:
             tried = [entry for entry in result.table if entry["steps"] == budget]
             extra["chosen"] = min(tried, key=lambda entry: entry["cost"])
@@ -115,9 +117,10 @@ def refined_rows(table: Rows, options: Namespace) -> None:
             begin = held.clock()
             schedule = oss_ext.refine(
                 result.schedules[budget], model, held.search_noise, cond=held.search_cond, teacher=result.teacher,
-                teacher_steps=held.teacher_steps, batch_size=BATCH, **how,
+                teacher_steps=held.teacher_steps, teacher_solver=held.teacher_solver, batch_size=BATCH, **how,
             )  # fmt: skip
-            spent = {"steps": largest, "samples": len(held.search_noise), "candidates": options.candidates}
+            spent = {"steps": largest, "samples": len(held.search_noise)}
+            spent["candidates"] = options.candidates or default_count(largest)
             spent |= {"nfe": schedule.provenance.nfe, "seconds": seconds + held.clock() - begin}
             table.add(group, f"joint, {how['method']}", solver, budget, schedule, search=spent, refine=how)
 

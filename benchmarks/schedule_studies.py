@@ -8,14 +8,16 @@ from typing import Any
 from heldout import BATCH, HeldOut, Solver, gain, summary
 
 import oss_ext
+from oss_ext.candidates import default_count
 from oss_ext.metrics import pooled_psnr, psnr
+from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS
 
 Row = dict[str, Any]
 
 SAMPLES = (1, 2, 4, 8, 32, 128)
 CANDIDATES = (16, 24, 32, 48, 64)  # and all of them
 BEAMS = (1, 2, 4, 8)
-BEAM_CANDIDATES, BEAM_SAMPLES, BEAM_STEPS = 32, 64, (5, 10)
+BEAM_CANDIDATES, BEAM_SAMPLES, BEAM_STEPS = 32, 32, (5, 10)
 TEACHER_NOISES, REFERENCE_STEPS = 64, 1000
 TEACHERS = [("euler", 200), ("euler", 1000)] + [
     (solver, steps) for solver in ("ab2", "unipc", "unipc_3") for steps in (32, 48, 64, 100, 200)
@@ -51,18 +53,38 @@ def candidates_study(held: HeldOut, options: Namespace) -> list[Row]:
     counts = [count for count in CANDIDATES if steps <= count < every]
     rows = []
     for solver in ("euler", "dpmpp_2m", "fitted"):
-        full, _ = held.search(solver, steps)
+        full, _ = held.search(solver, steps, candidates=every)
         base = held.score(held.sample(full.schedules[steps]))
-        for count in [*counts, None]:
-            row = _row(held, solver, solver, steps, steps, options.samples, **({"candidates": count} if count else {}))
-            found, _ = held.search(solver, steps, options.samples, **({"candidates": count} if count else {}))
+        for count in [*counts, every]:
+            row = _row(held, solver, solver, steps, steps, options.samples, candidates=count)
+            found, _ = held.search(solver, steps, candidates=count)
             over, error = gain(held.score(held.sample(found.schedules[steps])), base, mean=False)
-            published = every * (steps + 1)
-            rows.append(
-                row
-                | {"candidates": count or every, "over_all": over, "over_all_error": error}
-                | {"published": published}
-            )
+            rows.append(row | {"over_all": over, "over_all_error": error, "published": every * (steps + 1)})
+    return rows
+
+
+def defaults_study(held: HeldOut, options: Namespace) -> list[Row]:
+    """The library's defaults beside all nodes of this teacher and of the default one: the evaluations, the PSNR to this
+    teacher, and to a fine reference, which favours neither ("true_psnr")."""
+    steps, every = options.study_steps, options.teacher_steps
+    reference = held.reference(options.reference_steps, len(held.noise))
+    default = {"teacher_steps": min(DEFAULT_STEPS, every), "teacher_solver": DEFAULT_SOLVER}
+    rows = []
+    for solver in ("euler", "dpmpp_2m", "fitted"):
+        searches = {
+            "all nodes": {"candidates": every},
+            "default teacher, all nodes": default | {"candidates": default["teacher_steps"]},
+            "default": default | {"candidates": default_count(steps)},
+        }
+        base = None
+        for name, how in searches.items():
+            row = _row(held, solver, solver, steps, steps, options.samples, **how)
+            found, _ = held.search(solver, steps, **how)
+            values = psnr(held.sample(found.schedules[steps]), reference).double().cpu()
+            base = values if base is None else base
+            over, error = gain(values, base, mean=False)
+            true = {"true_psnr": float(pooled_psnr(values)), "over_all": over, "over_all_error": error}
+            rows.append(row | {"search": name, "published": every * (steps + 1)} | true)
     return rows
 
 
@@ -87,7 +109,7 @@ def teachers_study(held: HeldOut, options: Namespace) -> list[Row]:
     def sample(solver: str, steps: int) -> Any:
         return held.stock("flow", steps, solver).sample(held.model, noise, cond, batch_size=BATCH)
 
-    reference = sample("ab2", options.reference_steps)
+    reference = held.reference(options.reference_steps, count)
     rows = []
     for solver, steps in [teacher for teacher in TEACHERS if teacher[1] <= options.reference_steps]:
         values = psnr(sample(solver, steps), reference).double().cpu()
@@ -98,19 +120,31 @@ def teachers_study(held: HeldOut, options: Namespace) -> list[Row]:
 
 
 STUDIES = {
-    "samples": samples_study, "candidates": candidates_study, "teachers": teachers_study, "beams": beams_study,
-}  # fmt: skip
+    "samples": samples_study,
+    "candidates": candidates_study,
+    "defaults": defaults_study,
+    "teachers": teachers_study,
+    "beams": beams_study,
+}
+WHAT = {
+    "samples": "samples",
+    "candidates": "candidates",
+    "defaults": "candidates",
+    "teachers": "steps",
+    "beams": "beam",
+}
 
 
 def show(name: str, rows: list[Row]) -> str:
     """One study as text."""
-    what = {"samples": "samples", "candidates": "candidates", "teachers": "steps", "beams": "beam"}[name]
+    what = WHAT[name]
     lines = [
         f"\n{name}: {'guidance':>8} {'solver':>18} {'steps':>5} {what:>10} {'evaluations':>11} {'PSNR':>7} {'mean':>7}"
     ]
     for row in rows:
         spent = row["nfe"]["total"] if "nfe" in row else row["steps"]
         over = f" {row['over_all']:+.2f} +- {row['over_all_error']:.2f} over all nodes" if "over_all" in row else ""
+        over += f" (to the reference; {row['search']})" if "search" in row else ""
         lines.append(
             f"{'':{len(name) + 1}} {row['guidance']:8g} {row['solver']:>18} {row['steps']:5d} {row[what]:10d} "
             f"{spent:11g} {row['psnr']:7.2f} {row['mean_psnr']:7.2f}{over}"
