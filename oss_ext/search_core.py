@@ -165,13 +165,13 @@ class _Tally:
 def _check_auto(config: Auto, noise: Tensor, steps: int, make_grid: MakeGrid) -> None:
     if len(noise) < 2:
         raise ValueError("noise: got 1 sample with solver 'auto', wanted at least 2: some of them only judge")
-    for name in ("searched", "grids", "stock", "budgets"):
+    for name in ("searched", "free", "grids", "stock", "budgets"):
         value = getattr(config, name)
         if not isinstance(value, tuple | list) and not (name == "budgets" and value is None):
             raise TypeError(f"{name}: got {value!r}, wanted a tuple")
     if not config.searched:
         raise ValueError("searched: got none, wanted at least one solver")
-    for solver in config.searched:
+    for solver in (*config.searched, *config.free):
         solvers.get(solver)
     for solver in config.stock:
         if solvers.is_searched(solvers.get(solver)):

@@ -260,6 +260,8 @@ BAD = [
     ({"solver": Auto(searched=(3,))}, TypeError, "solver: got 3"),
     ({"solver": Auto(searched="euler")}, TypeError, "searched: got 'euler', wanted a tuple"),
     ({"solver": Auto(searched=(Fitted(ridge=-1.0),))}, ValueError, "solver: got a ridge of -1"),
+    ({"solver": Auto(free=("rk5",))}, ValueError, "solver: got 'rk5', wanted one of euler"),
+    ({"solver": Auto(free="fitted")}, TypeError, "free: got 'fitted', wanted a tuple"),
     ({"solver": Auto(stock=("fitted",))}, ValueError, "stock: got 'fitted', wanted solvers of euler"),
     ({"solver": Auto(stock=(Mixed(),))}, ValueError, "stock: got Mixed"),
     ({"solver": Auto(stock=("rk4",))}, ValueError, "solver: got 'rk4'"),
