@@ -92,15 +92,18 @@ def main() -> None:
     options.part = options.part or list(PARTS)
     device = torch.device(options.device)
     torch.backends.cuda.matmul.allow_tf32 = False
-    parts: dict[str, list[Any]] = {}
+    rows: list[Any] = []
+    studies: dict[str, list[Any]] = {}
     seconds: dict[str, dict[str, float]] = {}
     for guidance in options.guidance:
         found, seconds[f"{guidance:g}"] = bench(guidance, options, device)
-        for name, rows in found.items():
-            parts.setdefault(name, []).extend(rows)
+        rows += found.pop("rows", [])
+        for name, study in found.items():
+            studies.setdefault(name, []).extend(study)
     print(f"{sum(sum(part.values()) for part in seconds.values()):.0f} s in all")
     keys = ("heldout", "samples", "teacher_steps", "teacher_solver", "candidates", "study_steps", "reference_steps")
-    result = measure.environment(device) | {key: getattr(options, key) for key in keys} | {"seconds": seconds} | parts
+    result = measure.environment(device) | {key: getattr(options, key) for key in keys}
+    result |= {"seconds": seconds, "rows": rows, "studies": studies}
     if options.keep:
         keep(result, (options.out or measure.RESULTS) / "schedules.json")
     print(f"saved {measure.save('schedules', result, options.out)}")
@@ -112,16 +115,19 @@ def keep(result: dict[str, Any], path: Path) -> None:
     Raises ValueError where that run was another measurement: another commit, machine or setting.
     """
     old = json.loads(path.read_text())
-    varying = {"date", "seconds", *PARTS}
+    varying = {"date", "seconds", "rows", "studies"}
     for key in (result.keys() | old.keys()) - varying:
         if result.get(key) != old.get(key):
             raise ValueError(f"keep: {path} has {key} {old.get(key)!r}, this run {result.get(key)!r}")
-    for part in PARTS:
-        new = result.get(part, [])
-        done = {row["guidance"] for row in new}
-        rows = [row for row in old.get(part, []) if row["guidance"] not in done] + new
-        if rows:
-            result[part] = sorted(rows, key=lambda row: row["guidance"])
+
+    def merged(before: list[Any], now: list[Any]) -> list[Any]:
+        done = {row["guidance"] for row in now}
+        kept = [row for row in before if row["guidance"] not in done]
+        return sorted(kept + now, key=lambda row: row["guidance"])
+
+    result["rows"] = merged(old["rows"], result["rows"])
+    names = [name for name in schedule_studies.STUDIES if name in old["studies"] or name in result["studies"]]
+    result["studies"] = {name: merged(old["studies"].get(name, []), result["studies"].get(name, [])) for name in names}
     result["seconds"] = {
         guidance: old["seconds"].get(guidance, {}) | result["seconds"].get(guidance, {})
         for guidance in sorted(old["seconds"].keys() | result["seconds"].keys())
