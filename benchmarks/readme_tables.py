@@ -84,10 +84,10 @@ def schedules(result: Result) -> str:
     about = paragraph(
         f"{result['heldout']} held-out noises, a teacher of {guide}, schedules searched on {result['samples']} others. "
         "Columns: guidance scale, network evaluations a picture. Each entry: PSNR of the squared error averaged over "
-        "all noises (in brackets its gain over the best stock row) / mean over the noises of each one's own PSNR, in dB. "
-        "Best stock: of the flow, EDM, log-SNR and DDIM grids with euler, ab2, dpmpp_2m and unipc, and of Heun; the "
-        "one named is the best by the first number. Search: the network evaluations a noise that it made for all budgets "
-        f"together, its teacher's included. ({source('schedules', result)}.)"
+        "all noises (in brackets its gain over the best stock row) / mean over the noises of each one's own PSNR, in "
+        "dB. Best stock: of the flow, EDM, log-SNR and DDIM grids with euler, ab2, dpmpp_2m and unipc, and of Heun; "
+        "the one named is the best by the first number. Search: the network evaluations a noise that it made for all "
+        f"budgets together, its teacher's included. ({source('schedules', result)}.)"
     )
     then = paragraph(
         "The same schedules refined on the noises of their search (`oss_ext.refine`): nodes moved without gradients, "

@@ -1,21 +1,43 @@
 #!/usr/bin/env bash
 # On a machine with a GPU: builds, runs every GPU test, checks memory and races, runs the benchmarks, prints their tables.
-#   benchmarks/run_gpu.sh [folder for logs and results]      SANITIZE=0 leaves out the memory and race checks
+#   benchmarks/run_gpu.sh [folder for logs and results]
+# Parts are chosen by the environment: BUILD=0, TESTS=0, SANITIZE=0 leave those out; BENCH="schedules kernels" names the
+# benchmarks (BENCH= none); SCHEDULES="--part rows --guidance 1" are options of bench_schedules.py.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 out=$(mkdir -p "${1:-$root/benchmarks/results}" && cd "${1:-$root/benchmarks/results}" && pwd)
 export PYTHONUNBUFFERED=1 OSS_REQUIRE_CUDA=1
 cd "$root"
-python3 -m pip install -q --no-build-isolation --no-deps .
 failed=0
-python3 -P -m pytest -q -p no:cacheprovider -m gpu --durations=5 > "$out/gpu_tests.log" 2>&1 || failed=1
-tail -n 12 "$out/gpu_tests.log" | cut -c1-200
+if [ "${BUILD:-1}" = 1 ]; then
+  python3 -m pip install -q --no-build-isolation --no-deps .
+fi
+if [ "${TESTS:-1}" = 1 ]; then
+  python3 -P -m pytest -q -p no:cacheprovider -m gpu --durations=5 > "$out/gpu_tests.log" 2>&1 || failed=1
+  tail -n 12 "$out/gpu_tests.log" | cut -c1-200
+fi
 if [ "${SANITIZE:-1}" = 1 ]; then
   for tool in memcheck racecheck; do
     compute-sanitizer --tool "$tool" --error-exitcode 9 python3 benchmarks/sanitize.py > "$out/$tool.log" 2>&1 || failed=1
     echo "$tool: $(tail -n 1 "$out/$tool.log")"
   done
 fi
-python3 benchmarks/bench_schedules.py --out "$out" | tail -n 45
-python3 benchmarks/bench_kernels.py --out "$out" | tail -n 10
+for name in ${BENCH-schedules kernels}; do
+  case $name in
+    schedules)
+      # shellcheck disable=SC2086  # several options
+      python3 benchmarks/bench_schedules.py --out "$out" ${SCHEDULES:-} > "$out/schedules.log" 2>&1 \
+        || { failed=1; tail -n 20 "$out/schedules.log"; }
+      grep -E 'evaluations \(|best of ours|saved| s in all|\(guidance' "$out/schedules.log" || true
+      ;;
+    kernels)
+      python3 benchmarks/bench_kernels.py --out "$out" > "$out/kernels.log" 2>&1 || failed=1
+      tail -n 10 "$out/kernels.log"
+      ;;
+    *)
+      echo "BENCH: got $name, wanted schedules or kernels" >&2
+      exit 2
+      ;;
+  esac
+done
 exit $failed

@@ -122,6 +122,20 @@ def test_search_options_of_the_stages(folder: Path) -> None:
     assert found["nfe"] != oss_ext.dp_search(model, noise, 3, teacher_steps=8, solver="mixed").nfe
 
 
+@pytest.mark.parametrize("method", ["nodes", "gradient"])
+def test_search_refines(folder: Path, method: str) -> None:
+    options = ("here:build", *SMALL, "--model-arg", "gain=3", "--seed", 4, "--json")
+    found = one_object(run("search", *options, "--refine", method))
+    model = oss_ext.FlowModel(lambda x, t: 3 * x.sin() * t.view(-1, 1) ** 2)
+    noise = torch.randn(2, 5, generator=torch.Generator().manual_seed(4))
+    wanted = oss_ext.dp_search(model, noise, 3, teacher_steps=8, refine=method)
+    loaded = Schedule.load("schedule.json")
+    assert found["refine"] == method
+    assert torch.equal(loaded.t, wanted.schedule.t) and torch.equal(loaded.coefficients, wanted.schedule.coefficients)
+    assert found["nfe"] == wanted.nfe and found["nfe"]["refine"] > 0
+    assert one_object(run("search", *options))["nfe"] != wanted.nfe
+
+
 def test_search_on_whole_timesteps(folder: Path) -> None:
     found = one_object(run("search", "here:discrete", *SMALL, "--nodes", "integer", "--json"))
     assert found["nodes"] == "integer"
@@ -301,6 +315,7 @@ def test_demo_with_the_teachers_own_budget_has_no_infinity_in_its_json(folder: P
         (["search", "here:build", "--nodes", "integer"], "nodes: got 'integer' with a flow model"),
         (["search", "here:build", "--nodes", "all"], "nodes: got 'all'"),
         (["search", "here:build", "--beam", "0"], "beam: got 0"),
+        (["search", "here:build", "--refine", "beam"], "refine: got 'beam'"),
         (["search", "here:build", "--beam", "2", "--share", "median"], "share: got 'median' with a beam of 2"),
         (["search", "here:build", "--solver", "auto", "--samples", "1"], "noise: got 1 sample with solver 'auto'"),
         (["search", "here:build", "--share", "per_sample"], "wanted a folder"),
