@@ -16,6 +16,10 @@ from oss_ext.teacher import Ask, integrate
 from oss_ext.walks import fit_step, run, squared_error
 
 
+ROUNDING = 1e-6
+"""What a gain must exceed, as a share of the error."""
+
+
 @dataclass(frozen=True)
 class Trial:
     """A path that was run. nodes: of the teacher's grid, k + 1. rows: float64 [k, P]. scale: of the noise.
@@ -96,12 +100,11 @@ class Mover:
 
 
 def nearer(error: Tensor, than: Tensor) -> bool:
-    """Whether the mean of the errors, float64 [B], fell, and at least half of them did.
+    """Whether the mean of the errors, float64 [B], fell by more than rounding, and at least half of them fell.
 
-    Few samples often have most of the error. What mends those alone mends little on noises not seen: without the second
-    rule a fitted schedule may come out several times worse there.
+    Few samples often have most of the error. What mends those alone mends little on noises not seen.
     """
-    return float(error.mean()) < float(than.mean()) and 2 * int((error < than).sum()) >= len(error)
+    return float(error.mean()) < (1 - ROUNDING) * float(than.mean()) and 2 * int((error < than).sum()) >= len(error)
 
 
 def move_nodes(mover: Mover, start: Trial, last: int, evaluations: int) -> Generator[Ask, Tensor, Trial]:

@@ -112,7 +112,7 @@ def test_nodes_end_where_no_move_of_one_helps():
             nodes[place] += way
             if nodes.diff().min() > 0:
                 moved = Schedule.from_grid(FINE[nodes], "dpmpp_2m", model)
-                assert error_of(moved, model) >= least or fell(moved, refined, model) < len(NOISE) / 2
+                assert error_of(moved, model) >= least * (1 - 1e-6) or fell(moved, refined, model) < len(NOISE) / 2
 
 
 def test_the_first_node_moves_where_it_is_not_the_grids():
