@@ -15,7 +15,6 @@ from oss_ext.schedule import Schedule
 from oss_ext.teacher import Ask, integrate
 from oss_ext.walks import fit_step, run, squared_error
 
-
 ROUNDING = 1e-6
 """What a gain must exceed, as a share of the error."""
 
