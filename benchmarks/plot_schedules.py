@@ -12,13 +12,13 @@ from oss_ext.plot_curves import plot_curves
 ROOT = Path(__file__).resolve().parents[1]
 STOCK, PUBLISHED = "best stock schedule", "published OSS, Euler"
 SHOWN = {
-    ("joint", "euler"): "euler",
-    ("joint", "ab2"): "ab2",
-    ("joint", "dpmpp_2m"): "dpmpp_2m",
-    ("joint", "unipc"): "unipc",
-    ("joint", "mixed"): "mixed",
-    ("joint", "fitted"): "fitted",
-    ("auto", "auto"): "auto",
+    ("joint", "euler"): "ours, euler",
+    ("joint", "ab2"): "ours, ab2",
+    ("joint", "dpmpp_2m"): "ours, dpmpp_2m",
+    ("joint", "unipc"): "ours, unipc",
+    ("joint", "mixed"): "ours, mixed",
+    ("joint", "fitted"): "ours, fitted",
+    ("auto", "auto"): "ours, auto",
 }
 
 

@@ -66,7 +66,7 @@ def plot_curves(
     every_axes[0].set_ylabel(y_label)
     handles = every_axes[0].get_legend_handles_labels()
     figure.legend(*handles, frameon=False, fontsize=10, loc="center right", handlelength=3)
-    figure.tight_layout(rect=(0, 0, 0.84, 1))
+    figure.tight_layout(rect=(0, 0, 0.83, 1))
     _save(figure, path)
     return figure
 

@@ -15,19 +15,37 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 
 
-def test_python_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 1
-    code, changed = re.subn(r"steps=10, teacher_steps=100", "steps=3, teacher_steps=6", blocks[0])
+    assert len(blocks) == 2
+    first, changed = re.subn(r"steps=10, teacher_steps=100", "steps=3, teacher_steps=6", blocks[0])
+    assert changed == 1
+    second, changed = re.subn(r"steps=(10|5),", "steps=3, teacher_steps=6,", blocks[1])
+    assert changed == 4
+    second, changed = re.subn(r"noise\(32\)", "noise(4)", second)
+    assert changed == 1
+    second, changed = re.subn(r"(refine\(.*)\)  #", r"\1, teacher_steps=6, evaluations=20)  #", second)
     assert changed == 1
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    exec(compile(code, str(README), "exec"), names)
+    exec(compile(first, str(README), "exec"), names)
     images = names["images"]
     assert isinstance(images, torch.Tensor)
     assert images.shape == (9, 3, 32, 32)
     assert oss_ext.Schedule.load("schedule.json").steps == 3
     assert "torch.Size([9, 3, 32, 32])" in capsys.readouterr().out
+    exec(compile(second, str(README), "exec"), names)
+    printed = capsys.readouterr().out
+    assert printed.startswith("{'steps': 3, 'family': ")
+    assert printed.count("'teacher': 6") == 4
+
+
+def test_evaluations_of_the_defaults() -> None:
+    model = oss_ext.FlowModel(lambda x, t: x.sin() * t.view(-1, 1) ** 2)
+    spent = oss_ext.dp_search(model, torch.randn(2, 3, generator=torch.Generator().manual_seed(0)), 10).nfe["total"]
+    text = " ".join(README.read_text(encoding="utf-8").split())
+    assert f"With the defaults that is {spent:g} for budgets up to 10" in text
+    assert spent <= 200 * 11 / 8
 
 
 def test_links_lead_somewhere() -> None:
