@@ -90,7 +90,10 @@ def _schedule(schedule: Schedule) -> dict[str, Any]:
         "sigmas": schedule.sigmas.tolist(),
         "timesteps": schedule.timesteps.tolist(),
         "nodes": None if schedule.nodes is None else schedule.nodes.tolist(),
+        "noise_scale": schedule.noise_scale,
+        "carries": schedule.carries,
         "coefficients": schedule.coefficients.tolist(),
+        "network_t": None if schedule.network_t is None else schedule.network_t.tolist(),
         "provenance": schedule.provenance.model_dump(mode="json"),
     }
 
@@ -108,6 +111,7 @@ def _show_schedule(schedule: Schedule, console: Console) -> None:
         node = [] if schedule.nodes is None else [str(int(schedule.nodes[step]))]
         view.add_row(str(step + 1), *[f"{value:.5g}" for value in values], *node)
     console.print(view)
+    console.print(f"[bold]noise_scale[/] {schedule.noise_scale:.6g}", highlight=False)
     fields = schedule.provenance.model_dump(mode="json")
     for name, value in fields.items():
         if value not in (None, {}):

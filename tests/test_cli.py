@@ -237,6 +237,7 @@ def test_info_of_a_schedule(folder: Path) -> None:
     found = one_object(run("info", "s.json", "--json"))
     assert found["t"] == schedule.t.tolist()
     assert found["dt"] == pytest.approx([0.25, 0.75])
+    assert (found["noise_scale"], found["carries"], found["network_t"]) == (1.0, "velocity", None)
     assert (found["sigmas"], found["timesteps"]) == (schedule.sigmas.tolist(), schedule.timesteps.tolist())
     shown = run("info", "s.json")
     assert shown.exit_code == 0
