@@ -5,6 +5,7 @@ images = result.schedule.sample(model, noise)
 """
 
 from oss_ext import grids, solvers, zoo
+from oss_ext.auto import Auto
 from oss_ext.build import build_info
 from oss_ext.models import Denoiser, EDMModel, EpsilonModel, FlowModel, VParamModel, X0Model
 from oss_ext.refine import refine
@@ -15,6 +16,7 @@ from oss_ext.solvers import Solver
 
 __version__: str = build_info()["version"]
 __all__ = [
+    "Auto",
     "Denoiser",
     "EDMModel",
     "EpsilonModel",

@@ -45,7 +45,6 @@ class Row:
     path: str
     plan: Plan
     error: Tensor
-    endpoint: Tensor
 
     @property
     def steps(self) -> int:
@@ -68,9 +67,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Judged:
-    """best: one row a budget. table: all of them. target: [samples, D], the teacher's endpoints of the judges."""
+    """best: for each budget a row and its endpoints [samples, D]. table: all rows. target: [samples, D], the teacher's
+    endpoints of the judges."""
 
-    best: list[Row]
+    best: list[tuple[Row, Tensor]]
     table: list[Row]
     target: Tensor
 
@@ -142,6 +142,7 @@ def run_auto(
             tried.append(("fitted along", name, Plan(t[nodes], fitted, rows, nodes, float(t[0]))))
 
     table = []
+    best: dict[int, tuple[Row, Tensor]] = {}
     for family, path, plan in tried:
         known = first if float(plan.t[0]) == float(t[0]) == plan.noise_scale else None
         walk = run(
@@ -155,9 +156,11 @@ def run_auto(
             first_velocity=known,
         )
         end = yield from tally("validation", walk)
-        table.append(Row(family, path, plan, squared_error(end, target), end))
-    best = [min((row for row in table if row.steps == budget), key=lambda row: row.cost) for budget in budgets]
-    return Judged(best, table, target)
+        row = Row(family, path, plan, squared_error(end, target))
+        table.append(row)
+        if row.steps not in best or row.cost < best[row.steps][0].cost:
+            best[row.steps] = (row, end)
+    return Judged([best[budget] for budget in budgets], table, target)
 
 
 def _remembering(

@@ -113,6 +113,7 @@ def dp_search(
     core = core_on(noise)
     with Counter(_count(core_on, len(noise), solver) if progress else 0, progress, "search") as counter:
         found = drive(core, model, cond=given, dtype=noise.dtype, batch_size=rows, counter=counter)
+        counter.finish()
     result = SearchResult.build(found, model, grid=grid_name, metadata=metadata)
     if refine is None:
         return result

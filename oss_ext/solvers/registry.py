@@ -61,7 +61,7 @@ def get(solver: str | Solver) -> Solver:
         name = ALIASES.get(solver, solver)
         if name not in _SOLVERS:
             known = ", ".join([*names(), *ALIASES])
-            raise ValueError(f"solver: got {solver!r}, wanted one of {known}, or a Solver")
+            raise ValueError(f"solver: got {solver!r}, wanted one of {known}, or a Solver (a search also takes 'auto')")
         return _SOLVERS[name]
     if isinstance(solver, type) or not isinstance(solver, Solver):
         raise TypeError(f"solver: got {solver!r}, wanted one of {', '.join(names())}, or a Solver instance")
