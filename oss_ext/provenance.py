@@ -19,8 +19,8 @@ class Provenance(BaseModel):
     """What made a schedule. None: does not apply (a stock schedule has no teacher).
 
     grid: the grid's name with its parameters, "custom" for a tensor. teacher_steps: intervals of the teacher's grid.
-    share, start: as given to `dp_search`; sample: which of the search's samples a per_sample schedule belongs to.
-    samples: how many noises were searched.
+    teacher_solver, candidates (None: all nodes), beam, share, start: as given to `dp_search`. samples: how many noises
+    were searched; sample: which of them a per_sample schedule belongs to.
     cost: mean squared distance to the teacher at the clean node, as the search, or `refine`, scored this very schedule.
     replayed_cost: the same distance from running the schedule again (median schedules, which no search scores).
     model: `Denoiser.describe()`. metadata: the caller's own (guidance, checkpoint, ...), JSON values.
@@ -33,6 +33,9 @@ class Provenance(BaseModel):
 
     grid: str | None = None
     teacher_steps: int | None = Field(default=None, ge=1)
+    teacher_solver: str | None = None
+    candidates: int | None = Field(default=None, ge=1)
+    beam: int | None = Field(default=None, ge=1)
     share: str | None = None
     start: str | None = None
     samples: int | None = Field(default=None, ge=1)

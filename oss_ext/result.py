@@ -65,6 +65,7 @@ class SearchResult:
         common: dict[str, Any] = {
             "grid": grid,
             "teacher_steps": len(found.t) - 1,
+            **found.settings,
             "share": found.share,
             "start": found.start,
             "samples": found.samples,

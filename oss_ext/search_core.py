@@ -39,6 +39,7 @@ class Found:
     backpointers: int32, as `values`; -1 where unreached. For share "median" those of its per-sample searches.
     nfe: network evaluations a sample: "teacher", "search", what else was spent, "total". Fractions where only some of
         the samples were evaluated.
+    settings: what else the search was told: "teacher_solver", "candidates", "beam".
     table: with solver "auto" everything that was tried. B is then the number of validation samples, and values and
         backpointers are None.
     """
@@ -55,6 +56,7 @@ class Found:
     values: Tensor | None
     backpointers: Tensor | None
     nfe: dict[str, float]
+    settings: dict[str, str | int | None]
     table: list[Row] | None = None
 
 
@@ -253,7 +255,12 @@ def _one(
         values=distilled.values,
         backpointers=distilled.backpointers,
         nfe=tally.per_sample(),
+        settings=_settings(guide, options),
     )
+
+
+def _settings(guide: solvers.Solver, options: dict[str, Any]) -> dict[str, str | int | None]:
+    return {"teacher_solver": guide.name, "candidates": options["candidates"], "beam": options["beam"]}
 
 
 def _median(plans: list[Plan], t: Tensor) -> Plan:
@@ -288,5 +295,6 @@ def _auto(
         values=None,
         backpointers=None,
         nfe=tally.per_sample(),
+        settings=_settings(guide, options),
         table=judged.table,
     )

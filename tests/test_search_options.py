@@ -8,7 +8,7 @@ from helpers.analytic import mixture, normal
 from helpers.counting import Counting
 from helpers.replay import check_replay
 
-from oss_ext import dp_search, grids
+from oss_ext import Schedule, dp_search, grids
 from oss_ext.auto import Auto
 from oss_ext.search_core import STARTS, dp_core, rehearse
 from oss_ext.solvers import Fitted
@@ -123,3 +123,13 @@ def test_devices_agree(device, options, start):
         torch.testing.assert_close(here.costs[budget], wanted.costs[budget], rtol=1e-6, atol=1e-10)
         torch.testing.assert_close(here.endpoints[budget].cpu(), wanted.endpoints[budget], rtol=1e-6, atol=1e-7)
     assert here.nfe == wanted.nfe
+
+
+def test_a_schedule_says_what_its_search_was_told(tmp_path):
+    options = {"teacher_solver": "ab2", "candidates": 9, "beam": 3}
+    found = dp_search(mixture(1).flow(), normal(5, 4), 3, teacher_steps=12, **options).schedule
+    found.save(tmp_path / "s.json")
+    origin = Schedule.load(tmp_path / "s.json").provenance
+    assert {name: getattr(origin, name) for name in options} == options
+    plain = dp_search(mixture(1).flow(), normal(5, 4), 3, teacher_steps=12, share="per_sample").schedule[0].provenance
+    assert plain.teacher_solver == "unipc_2" and plain.candidates is None and plain.beam == 1
