@@ -54,8 +54,9 @@ def bench(
         table = schedule_rows.Rows(held)
         schedule_rows.stock_rows(table, options.budget)
         done("stock rows")
-        schedule_rows.searched_rows(table, options)
-        done("searched rows")
+        if "rows" in options.part:
+            schedule_rows.searched_rows(table, options)
+            done("searched rows")
         if "refined" in options.part:
             schedule_rows.refined_rows(table, options)
             done("refined rows")
@@ -121,8 +122,8 @@ def keep(result: dict[str, Any], path: Path) -> None:
             raise ValueError(f"keep: {path} has {key} {old.get(key)!r}, this run {result.get(key)!r}")
 
     def merged(before: list[Any], now: list[Any]) -> list[Any]:
-        done = {row["guidance"] for row in now}
-        kept = [row for row in before if row["guidance"] not in done]
+        done = {(row["guidance"], row.get("group")) for row in now}
+        kept = [row for row in before if (row["guidance"], row.get("group")) not in done]
         return sorted(kept + now, key=lambda row: row["guidance"])
 
     result["rows"] = merged(old["rows"], result["rows"])

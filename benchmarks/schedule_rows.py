@@ -86,6 +86,8 @@ def searched_rows(table: Rows, options: Namespace) -> None:
     short = [budget for budget in budgets if budget <= FULL_STEPS]
     for solver in FULL if short and table.held.guidance in options.study_guidance else ():
         _search(table, "ours", "joint, all nodes", solver, short, FULL_STEPS, candidates=table.held.teacher_steps)
+    if short:
+        _search(table, "ours", "joint, beam of 8", "fitted", short, FULL_STEPS, beam=8)
     _search(table, "ours", "joint, free start", "fitted", budgets, largest, candidates=few, start="free")
     _search(table, "ours", "auto", Auto(budgets=tuple(budgets)), budgets, largest, candidates=few)
 
