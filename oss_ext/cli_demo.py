@@ -42,7 +42,7 @@ def demo(
     open_: Annotated[bool, typer.Option("--open/--no-open", help="Show the picture at the end.")] = False,
     json_: Json = False,
 ) -> None:
-    """Search schedules for the bundled model, measure them on held-out noises, draw pictures. About a minute."""
+    """Search schedules for the bundled model, measure them on held-out noises, draw pictures. About half a minute."""
     began = time.perf_counter()
     console = speaker(json_)
     _check(steps, teacher_steps, samples, heldout)
