@@ -10,8 +10,8 @@ FLOOR = 0.3
 
 EARLY = 0.5
 """The power of the flow time that all of that is weighted by: what is off early grows on the way to the clean node. Of
-0, 1/2, 3/4 and 1 the best on the bundled model for Euler and DPM-Solver++(2M) with 24 candidates and 10 steps (16 noises
-searched, 40 others); on the mixtures of the tests 0 is better."""
+0, 1/2, 3/4 and 1 the best on the bundled model for Euler and DPM-Solver++(2M), 24 candidates, 10 steps (16 noises to
+search on, 40 others to measure); on the mixtures of the tests 0 is better."""
 
 
 def default_count(steps: int) -> int:
