@@ -45,18 +45,21 @@ def place(t: Tensor, turning: Tensor, count: int, *, floor: float = FLOOR, early
     return distinct(above - nearer, last)
 
 
-def nearest(t: Tensor, times: Tensor) -> Tensor:
-    """int64 [k + 1]: the nodes of the grid t [N + 1] nearest to `times` [k + 1], from 0 to N, all distinct."""
-    return distinct((t[:, None] - times).abs().argmin(0), len(t) - 1)
+def nearest(t: Tensor, times: Tensor, *, first: int | None = 0) -> Tensor:
+    """int64 [k + 1]: the nodes of the grid t [N + 1] nearest to `times` [k + 1], all distinct, the last N; the first
+    as for `distinct`."""
+    return distinct((t[:, None] - times).abs().argmin(0), len(t) - 1, first=first)
 
 
-def distinct(nodes: Tensor, last: int) -> Tensor:
-    """Ascending `nodes`, moved as little as makes them strictly so, the first 0 and the last `last`."""
+def distinct(nodes: Tensor, last: int, *, first: int | None = 0) -> Tensor:
+    """Ascending `nodes`, moved as little as makes them strictly so, the last `last`; the first `first`, or with None
+    wherever there is room."""
     moved = nodes.tolist()
-    moved[0] = 0
+    if first is not None:
+        moved[0] = first
     for k in range(1, len(moved)):
         moved[k] = max(moved[k], moved[k - 1] + 1)
     moved[-1] = last
-    for k in range(len(moved) - 2, 0, -1):
+    for k in range(len(moved) - 2, -1 if first is None else 0, -1):
         moved[k] = min(moved[k], moved[k + 1] - 1)
     return torch.tensor(moved)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from oss_ext import solvers
+from oss_ext.candidates import nearest
 from oss_ext.models import Denoiser
 from oss_ext.schedule import Schedule
 from oss_ext.teacher import Ask, integrate
@@ -200,7 +201,7 @@ class Nodes:
         )
         best = Outcome(old, end, squared_error(end, target))
         mover = Mover(noise, t, self.solver, states, target, _scale_at(old, t, self.solver, noise, states))
-        start = yield from mover.run(_on_grid(old, t))
+        start = yield from mover.run(tuple(nearest(t, old.t, first=None).tolist()))
         found = yield from move_nodes(mover, start, len(t) - 1, evaluations - 2 * old.steps)
         return Outcome(self._schedule(found), found.endpoint, found.error) if nearer(found.error, best.error) else best
 
@@ -215,18 +216,6 @@ class Nodes:
             noise_scale=trial.scale,
             provenance=self.schedule.provenance,
         )
-
-
-def _on_grid(schedule: Schedule, t: Tensor) -> tuple[int, ...]:
-    """The nodes nearest to the schedule's times, moved as little as makes them distinct."""
-    last, steps = len(t) - 1, schedule.steps
-    nodes = (t[:, None] - schedule.t).abs().argmin(0).tolist()
-    nodes[-1] = last
-    for k in range(1, steps):
-        nodes[k] = max(nodes[k], nodes[k - 1] + 1)
-    for k in range(steps - 1, -1, -1):
-        nodes[k] = min(nodes[k], nodes[k + 1] - 1)
-    return tuple(nodes)
 
 
 def _scale_at(
