@@ -211,6 +211,13 @@ def for_model(spec: str, steps: int, model: NoiseRange) -> Tensor:
     return make(spec, steps, t_max=model.t_max, t_min=model.t_min, table=model.flow_table)
 
 
+def of_teacher(grid: str | Tensor, steps: int, model: NoiseRange) -> Tensor:
+    """The grid of a teacher: `for_model` for a name, with `steps` as the caller's teacher_steps; a tensor, checked."""
+    if isinstance(grid, Tensor):
+        return check(grid, t_max=model.t_max, t_min=model.t_min)
+    return for_model(grid, whole_number("teacher_steps", steps, least=1), model)
+
+
 def snap(t: Tensor, times: Tensor) -> Tensor:
     """The grid `t` moved to flow times that a sampler can sit on: float64 [<= len(t)], descending, the last 0.
 

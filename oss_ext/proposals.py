@@ -52,10 +52,16 @@ def propose(
 
 def _nearest(offers: list[Proposal], joint: bool) -> Proposal:
     """The offer of least cost for each step; the earlier one wins ties."""
+
+    def whole(offer: Proposal) -> Tensor:
+        return offer.cost.sum(0, dtype=torch.float64) if joint else offer.cost
+
     best, *others = offers
+    least = whole(best)
     for other in others:
-        here, there = (cost.sum(0, dtype=torch.float64) if joint else cost for cost in (best.cost, other.cost))
-        better = there < here
+        cost = whole(other)
+        better = cost < least
+        least = torch.where(better, cost, least)
         best = Proposal(
             torch.where(better[..., None], other.coefficients, best.coefficients),
             torch.where(better, other.cost, best.cost),

@@ -21,7 +21,7 @@ from oss_ext.result import SearchResult
 from oss_ext.schedule import Schedule
 from oss_ext.search_core import Core, dp_core, rehearse
 from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS
-from oss_ext.validate import check_cond, check_model, check_noise, choice, whole_number
+from oss_ext.validate import check_cond, check_model, check_noise, choice
 
 NODES = ("any", "integer")
 
@@ -169,11 +169,8 @@ def _check_metadata(metadata: Any) -> None:
 def _grid(grid: str | Tensor, teacher_steps: int, model: Denoiser, nodes: str) -> tuple[Tensor, str]:
     """(flow times, name for provenance)."""
     choice("nodes", nodes, NODES)
-    if isinstance(grid, Tensor):
-        t, name = grids.check(grid, t_max=model.t_max, t_min=model.t_min), "custom"
-    else:
-        count = whole_number("teacher_steps", teacher_steps, least=1)
-        t, name = grids.for_model(grid, count, model), grid
+    t = grids.of_teacher(grid, teacher_steps, model)
+    name = "custom" if isinstance(grid, Tensor) else grid
     if nodes == "any":
         return t, name
     return _on_whole_timesteps(t, model), name

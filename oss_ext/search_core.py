@@ -20,7 +20,7 @@ from oss_ext.distil import distil
 from oss_ext.evaluate import state_dtype
 from oss_ext.median import elementwise_median
 from oss_ext.plan import Plan
-from oss_ext.teacher import DEFAULT_SOLVER, Ask, Teacher, integrate
+from oss_ext.teacher import DEFAULT_SOLVER, Ask, Teacher, check_guide, integrate
 from oss_ext.validate import check_noise, choice, whole_number
 from oss_ext.walks import run, squared_error
 
@@ -96,9 +96,7 @@ def dp_core(
     steps = whole_number("steps", steps, least=1, most=last, most_is=", the steps of the grid")
     choice("share", share, SHARES)
     choice("start", start, STARTS)
-    guide = solvers.get(teacher_solver)
-    if solvers.is_searched(guide):
-        raise ValueError(f"teacher_solver: got {guide.name!r}, wanted one of {', '.join(solvers.formulas())}")
+    guide = check_guide(teacher_solver)
     if candidates is None:
         candidates = min(default_count(steps), last) if share == "joint" else None
     else:

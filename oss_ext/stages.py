@@ -99,9 +99,9 @@ def run_stages(
         rows = torch.cat([rank * (last + 1) + torch.arange(*span) for rank, span in enumerate(table.sources)])[known:]
         if len(rows):
             at = rows % (last + 1)
-            asked = _take(table.states, rows).unflatten(2, shape)
-            sent = yield Ask(asked, t[at], samples, nodes[at])
-            _put(table.output, rows, sent.flatten(2))
+            index = _neighbours(rows, starts.device)
+            sent = yield Ask(table.states[:, index].unflatten(2, shape), t[at], samples, nodes[at])
+            table.output[:, index] = sent.flatten(2)
         won = (
             _beam_winners(table, times, teacher.states, solver, beam)
             if beam > 1
@@ -135,20 +135,10 @@ def path_of(stages: list[Stage], nodes: int) -> tuple[Tensor, Tensor | None]:
     return torch.cat(path[::-1], -1) % nodes, torch.cat(coefficients[::-1], -2) if coefficients else None
 
 
-def _take(table: Tensor, rows: Tensor) -> Tensor:
-    """table[:, rows], without a copy where the rows are neighbours."""
+def _neighbours(rows: Tensor, device: torch.device) -> slice | Tensor:
+    """An index for ascending rows of a table: a slice, hence a view, where they are neighbours."""
     begin, count = int(rows[0]), len(rows)
-    if int(rows[-1]) - begin + 1 == count:
-        return table[:, begin : begin + count]
-    return table[:, rows.to(table.device)]
-
-
-def _put(table: Tensor, rows: Tensor, values: Tensor) -> None:
-    begin, count = int(rows[0]), len(rows)
-    if int(rows[-1]) - begin + 1 == count:
-        table[:, begin : begin + count] = values
-    else:
-        table[:, rows.to(table.device)] = values
+    return slice(begin, begin + count) if int(rows[-1]) - begin + 1 == count else rows.to(device)
 
 
 def _rows(table: Tensor, source: Tensor) -> Tensor:

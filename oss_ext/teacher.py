@@ -46,6 +46,14 @@ class Teacher:
         return Teacher(self.states[:, nodes.to(self.states.device)], self.first_velocity, self.turning[nodes[:-1]])
 
 
+def check_guide(solver: str | solvers.Solver) -> solvers.Solver:
+    """The teacher's solver, checked. Raises TypeError or ValueError that names `teacher_solver`."""
+    guide = solvers.get(solver)
+    if solvers.is_searched(guide):
+        raise ValueError(f"teacher_solver: got {guide.name!r}, wanted one of {', '.join(solvers.formulas())}")
+    return guide
+
+
 def integrate(
     noise: Tensor, t: Tensor, solver: solvers.Solver, samples: slice | None = None
 ) -> Generator[Ask, Tensor, Teacher]:

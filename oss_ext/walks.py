@@ -59,8 +59,7 @@ def fit_step(
     with `output` [B, D], fitted to land at `target` [B, D]."""
     # Two nodes, since statistics are of steps to later nodes: the step is 0 -> 1.
     basis = [vectors[:, None].expand(-1, 2, -1) for vectors in walk.basis(output)]
-    ages = torch.arange(step, step - 1 - solver.history, -1)
-    history = torch.where(ages >= 0, path[ages.clamp(min=0)], torch.nan)
+    history = solvers.past_times(path, solver.history)[step]
     near = solver.coefficients(history, path[step + 1])[: len(basis)]
     weights = fit(basis, target[:, None].expand(-1, 2, -1), near.expand(2, 2, -1), (0, 1), solver.ridge)[0, 1].cpu()
     return torch.cat([weights, weights.new_zeros(2 + solver.history - len(weights))])

@@ -22,7 +22,7 @@ from oss_ext.solvers.dpm_solver import DpmSolverPlusPlus2M, DpmSolverPlusPlus3M
 from oss_ext.solvers.epsilon import Deis, Ipndm, LinearMultistep
 from oss_ext.solvers.fitted import Fitted, Mixed, is_searched, padded
 from oss_ext.solvers.flow_time import AdamsBashforth, Euler
-from oss_ext.solvers.registry import ALIASES, MAX_HISTORY, along, formulas, get, names
+from oss_ext.solvers.registry import ALIASES, MAX_HISTORY, along, formulas, get, names, past_times
 from oss_ext.solvers.solver import CARRIES, Carries, Solver, Walk, carried
 from oss_ext.solvers.unipc import UniP, UniPC
 
@@ -51,4 +51,5 @@ __all__ = [
     "is_searched",
     "names",
     "padded",
+    "past_times",
 ]
