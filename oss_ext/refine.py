@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,9 +17,9 @@ from oss_ext.models import Denoiser
 from oss_ext.progress import Counter, ProgressCallback, check_progress
 from oss_ext.refine_gradient import Problem, judged_at, polish
 from oss_ext.refine_knobs import Numbers
-from oss_ext.refine_nodes import Nodes, Outcome
+from oss_ext.refine_nodes import Nodes, Outcome, replay
 from oss_ext.schedule import Schedule
-from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS, Ask
+from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS, check_guide
 from oss_ext.validate import check_cond, check_model, check_noise, choice, whole_number
 from oss_ext.walks import run, squared_error
 
@@ -141,10 +141,8 @@ def run_refinement(
     progress = check_progress(progress)
     inputs = pick_batch_size(batch_size, noise[0].numel())
     schedule.check_range(model)
-    guide = solvers.get(teacher_solver)
-    if solvers.is_searched(guide):
-        raise ValueError(f"teacher_solver: got {guide.name!r}, wanted one of {', '.join(solvers.formulas())}")
-    t = _grid(grid, teacher_steps, model)
+    guide = check_guide(teacher_solver)
+    t = grids.of_teacher(grid, teacher_steps, model)
     known = _check_teacher(teacher, noise)
     states = noise.to(state_dtype(noise.dtype))
     everyone = slice(0, len(noise))
@@ -171,26 +169,11 @@ def run_refinement(
         problem = Problem(model, states, known, given, noise.dtype, at_once, judges, schedule.carries, counter)
         numbers = polish(problem, schedule, learned, iterations)
         refined = schedule if numbers is None else _from_numbers(schedule, model, numbers, learned)
-        walk = run(
-            states, refined.t, refined.coefficients, refined.carries, samples=everyone, scale=refined.noise_scale
-        )
-        end = drive(walk, model, cond=given, dtype=noise.dtype, batch_size=inputs, counter=counter)
+        end = drive(replay(refined, states), model, cond=given, dtype=noise.dtype, batch_size=inputs, counter=counter)
         counter.finish()
     moved = Outcome(refined, end, squared_error(end, known))
     notes: dict[str, JsonValue] = {"iterations": iterations, "learned": [*sorted(learned)]}
     return _noted(moved, schedule, "gradient", counter.made / len(noise), notes, noise.shape)
-
-
-def _replay(schedule: Schedule, noise: Tensor) -> Generator[Ask, Tensor, Tensor]:
-    return run(
-        noise,
-        schedule.t,
-        schedule.coefficients,
-        schedule.carries,
-        samples=slice(0, len(noise)),
-        scale=schedule.noise_scale,
-        network_t=schedule.network_t,
-    )
 
 
 def _from_numbers(schedule: Schedule, model: Denoiser, numbers: Numbers, learned: frozenset[str]) -> Schedule:
@@ -241,12 +224,6 @@ def _gradient_evaluations(samples: int, judges: int, steps: int, iterations: int
     learners = samples - judges
     judging = len(judged_at(iterations)) * judges
     return samples * teacher + steps * (learners + 3 * iterations * learners + judging + samples)
-
-
-def _grid(grid: str | Tensor, teacher_steps: int, model: Denoiser) -> Tensor:
-    if isinstance(grid, Tensor):
-        return grids.check(grid, t_max=model.t_max, t_min=model.t_min)
-    return grids.for_model(grid, whole_number("teacher_steps", teacher_steps, least=1), model)
 
 
 def _check_teacher(teacher: Tensor | None, noise: Tensor) -> Tensor | None:

@@ -87,8 +87,7 @@ class Mover:
         if isinstance(self._solver, solvers.Fitted):
             return fit_step(walk, output, path, step, target, self._solver)
         assert isinstance(self._solver, solvers.Mixed)
-        ages = torch.arange(step, step - 1 - self._solver.history, -1)
-        past = torch.where(ages >= 0, path[ages.clamp(min=0)], torch.nan)
+        past = solvers.past_times(path, self._solver.history)[step]
         offers = self._solver.choices(past, path[step + 1])
         basis = walk.basis(output)
 
@@ -190,15 +189,7 @@ class Nodes:
         elif target is None:
             target = yield from run(noise, t, solvers.along(self.guide, t), self.guide.carries, samples=everyone)
         assert target is not None
-        end = yield from run(
-            noise,
-            old.t,
-            old.coefficients,
-            old.carries,
-            samples=everyone,
-            scale=old.noise_scale,
-            network_t=old.network_t,
-        )
+        end = yield from replay(old, noise)
         best = Outcome(old, end, squared_error(end, target))
         mover = Mover(noise, t, self.solver, states, target, _scale_at(old, t, self.solver, noise, states))
         start = yield from mover.run(tuple(nearest(t, old.t, first=None).tolist()))
@@ -216,6 +207,19 @@ class Nodes:
             noise_scale=trial.scale,
             provenance=self.schedule.provenance,
         )
+
+
+def replay(schedule: Schedule, noise: Tensor) -> Generator[Ask, Tensor, Tensor]:
+    """The final states [B, D] of `schedule.sample`, by asking. noise: [B, *shape], in the states' dtype."""
+    return run(
+        noise,
+        schedule.t,
+        schedule.coefficients,
+        schedule.carries,
+        samples=slice(0, len(noise)),
+        scale=schedule.noise_scale,
+        network_t=schedule.network_t,
+    )
 
 
 def _scale_at(

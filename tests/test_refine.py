@@ -144,6 +144,13 @@ def test_gradient_is_never_worse_on_the_noises_that_judge(seed):
     assert error_of(refined, model, noise[-1:]) <= error_of(schedule, model, noise[-1:]) * (1 + 1e-9)
 
 
+def test_the_recorded_cost_is_that_of_the_network_time_that_was_learned():
+    model = MIXTURE.flow()
+    learned = refine(searched(), model, NOISE, method="gradient", learn=("network_t",), **SHORT)
+    assert learned.network_t is not None and not torch.equal(learned.network_t, learned.t[:-1])
+    assert learned.provenance.cost == pytest.approx(error_of(learned, model), rel=1e-9)
+
+
 def test_a_network_time_of_its_own_pays_beside_a_formula():
     model, unseen, learners = MIXTURE.flow(), normal(128, 4, seed=2), normal(64, 4, seed=1)
     schedule = stock()
