@@ -12,6 +12,8 @@ from torch import Tensor
 from oss_ext import solvers
 from oss_ext.candidates import nearest
 from oss_ext.distil import distil
+from oss_ext.mover import move, scales
+from oss_ext.objective import level
 from oss_ext.plan import Plan
 from oss_ext.teacher import Ask, Teacher, integrate
 from oss_ext.walks import fit_along, run, squared_error
@@ -25,6 +27,9 @@ class Auto:
     grids: stock grids; each is tried with every solver of `stock`, and with coefficients fitted along it.
     budgets: those that are wanted; None: all. validation: the share of the samples that only judges: at least one of
         them, and not all.
+    moves: evaluations a sample, for each of `budgets` (None: for the largest), to move the nodes of the best row with
+        fitted coefficients, as `refine` does; 0: none.
+    objective: "mse" or "psnr", what the nodes are moved and the rows judged by; see `refine`.
     """
 
     searched: tuple[str | solvers.Solver, ...] = ("euler", "ab2", "dpmpp_2m", "unipc", "mixed", "fitted")
@@ -33,26 +38,26 @@ class Auto:
     stock: tuple[str | solvers.Solver, ...] = ("euler", "ab2", "dpmpp_2m", "unipc")
     budgets: tuple[int, ...] | None = None
     validation: float = 0.25
+    moves: int = 400
+    objective: str = "mse"
     name: str = field(default="auto", init=False)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One schedule that was tried. family: "searched", "stock" or "fitted along". path: where its times are from.
-    error: float64 [samples], mean squared distance to the teacher on the validation samples."""
+    """One schedule that was tried. family: "searched", "stock", "fitted along" or "moved". path: where its times are
+    from. error: float64 [samples], mean squared distance to the teacher on the validation samples. cost: the level of
+    that."""
 
     family: str
     path: str
     plan: Plan
     error: Tensor
+    cost: float
 
     @property
     def steps(self) -> int:
         return self.plan.steps
-
-    @property
-    def cost(self) -> float:
-        return float(self.error.mean())
 
     def describe(self) -> dict[str, Any]:
         """JSON values: steps, family, path, solver, cost."""
@@ -141,9 +146,10 @@ def run_auto(
             rows = yield from tally("fit", fit_along(noise[fit], t, nodes, fitted, teacher, samples=fit))
             tried.append(("fitted along", name, Plan(t[nodes], fitted, rows, nodes, float(t[0]))))
 
-    table = []
+    table: list[Row] = []
     best: dict[int, tuple[Row, Tensor]] = {}
-    for family, path, plan in tried:
+
+    def judged(family: str, path: str, plan: Plan) -> Generator[Ask, Tensor, None]:
         known = first if float(plan.t[0]) == float(t[0]) == plan.noise_scale else None
         walk = run(
             noise[judge],
@@ -156,11 +162,49 @@ def run_auto(
             first_velocity=known,
         )
         end = yield from tally("validation", walk)
-        row = Row(family, path, plan, squared_error(end, target))
+        error = squared_error(end, target)
+        row = Row(family, path, plan, error, level(error, config.objective))
         table.append(row)
         if row.steps not in best or row.cost < best[row.steps][0].cost:
             best[row.steps] = (row, end)
+
+    for family, path, plan in tried:
+        yield from judged(family, path, plan)
+    for budget in moved_budgets(config, steps):
+        row = min(
+            (row for row in table if row.steps == budget and _can_move(row)), key=lambda row: row.cost, default=None
+        )
+        if row is not None:
+            plan = yield from tally("moves", _moved(row.plan, noise[fit], t, teacher, config))
+            yield from judged("moved", row.path, plan)
     return Judged([best[budget] for budget in budgets], table, target)
+
+
+def moved_budgets(config: Auto, steps: int) -> tuple[int, ...]:
+    """Those whose best fitted schedule has its nodes moved."""
+    return (config.budgets or (steps,)) if config.moves else ()
+
+
+def _can_move(row: Row) -> bool:
+    return row.plan.nodes is not None and isinstance(row.plan.solver, solvers.Fitted)
+
+
+def _moved(plan: Plan, noise: Tensor, t: Tensor, teacher: Teacher, config: Auto) -> Generator[Ask, Tensor, Plan]:
+    assert plan.nodes is not None
+    states = teacher.states
+    trial = yield from move(
+        tuple(plan.nodes.tolist()),
+        noise,
+        t,
+        plan.solver,
+        states,
+        states[:, -1],
+        scales(float(plan.t[0]), plan.noise_scale, t, plan.solver, noise, states),
+        evaluations=config.moves,
+        objective=config.objective,
+    )
+    nodes = torch.tensor(trial.nodes)
+    return Plan(t[nodes], plan.solver, trial.rows, nodes, trial.scale)
 
 
 def _remembering(

@@ -14,6 +14,7 @@ from oss_ext import grids, solvers
 from oss_ext.drive import drive
 from oss_ext.evaluate import pick_batch_size, state_dtype
 from oss_ext.models import Denoiser
+from oss_ext.objective import OBJECTIVES
 from oss_ext.progress import Counter, ProgressCallback, check_progress
 from oss_ext.refine_gradient import Problem, judged_at, polish
 from oss_ext.refine_knobs import Numbers
@@ -47,6 +48,7 @@ def refine(
     noise: Tensor,
     *,
     method: Literal["nodes", "gradient"] = "nodes",
+    objective: Literal["mse", "psnr"] = "mse",
     cond: Mapping[str, Tensor] | None = None,
     teacher_steps: int = DEFAULT_STEPS,
     teacher_solver: str | solvers.Solver = DEFAULT_SOLVER,
@@ -59,20 +61,22 @@ def refine(
     batch_size: int | None = None,
     progress: bool | ProgressCallback = False,
 ) -> Schedule:
-    """A schedule of as many steps that ends nearer to the teacher, in mean squared distance over all the noises.
+    """A schedule of as many steps that ends nearer to the teacher.
 
     schedule: any: searched, stock, loaded, refined before.
     noise: [B, ...], unit normal, as for `dp_search`. cond: tensors [B, ...], handed to the network by name.
     method:
         "nodes": coordinate descent over the nodes of the teacher's grid, without gradients: one node moves by +-1, 2,
-            4... and the move is kept if the distance falls, over all noises and for at least half of them (what mends a
-            few noises alone mends little elsewhere). Coefficients follow: by the solver's formula, or fitted (mixed:
-            chosen) again along the new path. The first node moves unless it is the grid's. A path that is off the grid
+            4... and the move is kept if the objective falls, and the distance of at least half of the noises (what
+            mends a few of them alone mends little elsewhere). Coefficients follow: by the solver's formula, or fitted
+            (mixed: chosen) again along the new path. The first node moves unless it is the grid's. A path off the grid
             starts at the nearest nodes; a `network_t` is given up. Never worse than `schedule` on these noises: if no
             path is better it is returned as it is. Fitted coefficients want a few dozen noises.
         "gradient": back-propagation through the steps and the model, Adam. The last quarter of the noises (at least
             one; so B >= 2) only judges: the iterate that is best there is returned, the given schedule being one of
             them, so that it is never worse there. Memory: the activations of a batch.
+    objective: of every noise's mean squared distance to the teacher: "mse": their mean, which is that of the far ones
+        above all; "psnr": their geometric mean, hence the mean of the noises' PSNRs: every noise counts alike.
     grid, teacher_steps, teacher_solver: the teacher, as for `dp_search`; for "nodes" best those of the search.
     teacher: [B, ...], the teacher's endpoints of these noises where they are known (`SearchResult.teacher`), which
         saves its evaluations; "nodes" with fitted or mixed coefficients runs the teacher all the same.
@@ -97,6 +101,7 @@ def refine(
         model,
         noise,
         method=method,
+        objective=objective,
         cond=cond,
         teacher_steps=teacher_steps,
         teacher_solver=teacher_solver,
@@ -119,6 +124,7 @@ def run_refinement(
     noise: Tensor,
     *,
     method: str,
+    objective: str = "mse",
     cond: Mapping[str, Tensor] | None = None,
     teacher_steps: int = DEFAULT_STEPS,
     teacher_solver: str | solvers.Solver = DEFAULT_SOLVER,
@@ -138,6 +144,7 @@ def run_refinement(
     noise = check_noise(noise)
     given = check_cond(cond, noise)
     choice("method", method, METHODS)
+    choice("objective", objective, OBJECTIVES)
     progress = check_progress(progress)
     inputs = pick_batch_size(batch_size, noise[0].numel())
     schedule.check_range(model)
@@ -147,14 +154,14 @@ def run_refinement(
     states = noise.to(state_dtype(noise.dtype))
     everyone = slice(0, len(noise))
     if method == "nodes":
-        mover = Nodes(schedule, model, t, guide, _check_solver(schedule, solver, len(t) - 1), known)
+        mover = Nodes(schedule, model, t, guide, _check_solver(schedule, solver, len(t) - 1), known, objective)
         budget = whole_number("evaluations", evaluations, least=1)
         with Counter(mover.bound(budget) * len(noise), progress, "refining") as counter:
             moved = drive(
                 mover.core(states, budget), model, cond=given, dtype=noise.dtype, batch_size=inputs, counter=counter
             )
             counter.finish()
-        return _noted(moved, schedule, "nodes", counter.made / len(noise), {}, noise.shape)
+        return _noted(moved, schedule, "nodes", counter.made / len(noise), {"objective": objective}, noise.shape)
     iterations = whole_number("iterations", iterations, least=0)
     learned = _check_learn(learn, schedule, model)
     if len(noise) < 2:
@@ -166,13 +173,19 @@ def run_refinement(
             walk = run(states, t, solvers.along(guide, t), guide.carries, samples=everyone)
             known = drive(walk, model, cond=given, dtype=noise.dtype, batch_size=inputs, counter=counter)
         at_once = max(1, inputs // schedule.steps)  # the graph holds all steps of a sample
-        problem = Problem(model, states, known, given, noise.dtype, at_once, judges, schedule.carries, counter)
+        problem = Problem(
+            model, states, known, given, noise.dtype, at_once, judges, schedule.carries, counter, objective
+        )
         numbers = polish(problem, schedule, learned, iterations)
         refined = schedule if numbers is None else _from_numbers(schedule, model, numbers, learned)
         end = drive(replay(refined, states), model, cond=given, dtype=noise.dtype, batch_size=inputs, counter=counter)
         counter.finish()
     moved = Outcome(refined, end, squared_error(end, known))
-    notes: dict[str, JsonValue] = {"iterations": iterations, "learned": [*sorted(learned)]}
+    notes: dict[str, JsonValue] = {
+        "objective": objective,
+        "iterations": iterations,
+        "learned": [*sorted(learned)],
+    }
     return _noted(moved, schedule, "gradient", counter.made / len(noise), notes, noise.shape)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from oss_ext import solvers
 from oss_ext.evaluate import evaluate
 from oss_ext.models import Denoiser
+from oss_ext.objective import level, logarithms
 from oss_ext.progress import Counter
 from oss_ext.refine_knobs import Knobs, Numbers
 from oss_ext.schedule import Schedule
@@ -24,7 +25,7 @@ JUDGED_EVERY = 5
 @dataclass(frozen=True)
 class Problem:
     """noise: [B, *shape] in the states' dtype. target: [B, D]. dtype: what the network is fed. rows: samples at once.
-    judges: how many of the last samples only judge."""
+    judges: how many of the last samples only judge. objective: what of the samples' errors is lowered."""
 
     model: Denoiser
     noise: Tensor
@@ -35,6 +36,7 @@ class Problem:
     judges: int
     carries: solvers.Carries
     counter: Counter
+    objective: str = "mse"
 
     @property
     def learners(self) -> slice:
@@ -50,9 +52,9 @@ class Problem:
 
 
 def polish(problem: Problem, schedule: Schedule, learn: frozenset[str], iterations: int) -> Numbers | None:
-    """Adam with a cosine decay on the mean squared distance to the teacher over the learning samples. Returns the
-    numbers of the iterate that is best on the judging ones; of every `JUDGED_EVERY`th, the first being the schedule
-    itself, and the last. None: that is the schedule.
+    """Adam with a cosine decay on what the objective makes of the learning samples' squared distances to the teacher.
+    Returns the numbers of the iterate that is best on the judging ones; of every `JUDGED_EVERY`th, the first being the
+    schedule itself, and the last. None: that is the schedule.
 
     Raises ValueError for a model whose velocity is cut from the graph of its input.
     """
@@ -77,13 +79,13 @@ def polish(problem: Problem, schedule: Schedule, learn: frozenset[str], iteratio
             if iteration in judged_at(iterations):
                 with torch.no_grad():
                     numbers = knobs.numbers()
-                    error = mean_error(problem, numbers, problem.judging)
+                    error = level_of(problem, numbers, problem.judging)
                 if error < least:
                     best, least = (_detached(numbers) if iteration else None), error
             if iteration == iterations or before == 0:
                 break
-            for name, slope in zip(names, gradient(problem, knobs), strict=True):
-                knobs.values[name].grad = slope / before
+            for name, slope in zip(names, gradient(problem, knobs, before), strict=True):
+                knobs.values[name].grad = slope
             adam.step()
             decay.step()
         return best
@@ -94,17 +96,19 @@ def judged_at(iterations: int) -> list[int]:
     return sorted({*range(0, iterations, JUDGED_EVERY), iterations})
 
 
-def gradient(problem: Problem, knobs: Knobs) -> list[Tensor]:
-    """Of the mean squared error over the learning samples, with respect to `knobs.values`; the model's parameters get
-    none. Memory: the activations of `rows` samples through all steps."""
+def gradient(problem: Problem, knobs: Knobs, unit: float = 1.0) -> list[Tensor]:
+    """Of the mean squared error of the learning samples over `unit`, or with the objective "psnr" of the mean of their
+    logarithms, with respect to `knobs.values`; the model's parameters get none. Memory: the activations of `rows`
+    samples through all steps."""
     values = list(knobs.values.values())
     total = [torch.zeros_like(value) for value in values]
     everyone = problem.learners
     for part in problem.parts(everyone):
         numbers = knobs.numbers()
         end = walk(problem, numbers, part).state
-        loss = (end - problem.target[part]).square().mean(1, dtype=torch.float64).sum() / everyone.stop
-        slopes = torch.autograd.grad(loss, values, allow_unused=True)
+        error = (end - problem.target[part]).square().mean(1, dtype=torch.float64)
+        loss = error / unit if problem.objective == "mse" else logarithms(error)
+        slopes = torch.autograd.grad(loss.sum() / everyone.stop, values, allow_unused=True)
         for sum_, slope in zip(total, slopes, strict=True):
             if slope is not None:
                 sum_ += slope
@@ -143,11 +147,11 @@ def walk(problem: Problem, numbers: Numbers, part: slice, gram: Tensor | None = 
     return walk
 
 
-def mean_error(problem: Problem, numbers: Numbers, samples: slice) -> float:
+def level_of(problem: Problem, numbers: Numbers, samples: slice) -> float:
     errors = [
         squared_error(walk(problem, numbers, part).state, problem.target[part]) for part in problem.parts(samples)
     ]
-    return float(torch.cat(errors).mean())
+    return level(torch.cat(errors), problem.objective)
 
 
 def _survey(problem: Problem, numbers: Numbers) -> tuple[Tensor, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,142 +12,10 @@ from torch import Tensor
 from oss_ext import solvers
 from oss_ext.candidates import nearest
 from oss_ext.models import Denoiser
+from oss_ext.mover import Trial, first_runs, move, nearer, scales
 from oss_ext.schedule import Schedule
 from oss_ext.teacher import Ask, integrate
-from oss_ext.walks import fit_step, run, squared_error
-
-ROUNDING = 1e-6
-"""What a gain must exceed, as a share of the error."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A path that was run. nodes: of the teacher's grid, k + 1. rows: float64 [k, P]. scale: of the noise.
-    outputs: the k velocities [B, D]. endpoint: [B, D]. error: float64 [B], mean squared distance to the teacher."""
-
-    nodes: tuple[int, ...]
-    rows: Tensor
-    scale: float
-    outputs: list[Tensor]
-    endpoint: Tensor
-    error: Tensor
-
-
-class Mover:
-    """Runs paths over the nodes of the grid t, float64 [N + 1].
-
-    noise: [B, *shape], in the states' dtype. states: the teacher's [B, N + 1, D], which fitted and mixed coefficients
-    follow; None: the solver has a formula. target: [B, D], the teacher's endpoints. scale_at: what the noise is
-    multiplied with on a path that starts at a node.
-    """
-
-    def __init__(
-        self,
-        noise: Tensor,
-        t: Tensor,
-        solver: solvers.Solver,
-        states: Tensor | None,
-        target: Tensor,
-        scale_at: Callable[[int], float],
-    ) -> None:
-        self._noise, self._t, self._solver, self._states, self._target = noise, t, solver, states, target
-        self._scale_at = scale_at
-
-    def run(self, nodes: tuple[int, ...], like: Trial | None = None) -> Generator[Ask, Tensor, Trial]:
-        """One evaluation a step, but for the steps from nodes that `like` visits after the same steps: the state there
-        is the same."""
-        at = torch.tensor(nodes)
-        path, scale = self._t[at], self._scale_at(nodes[0])
-        known = 0
-        if like is not None and like.scale == scale:
-            known = next(n for n, (a, b) in enumerate(zip(like.nodes, nodes, strict=True)) if a != b)
-        walk = solvers.Walk(self._noise.flatten(1) * scale, self._solver.carries, self._solver.history)
-        formula = None if solvers.is_searched(self._solver) else solvers.along(self._solver, path)
-        outputs, rows = [], []
-        for step in range(len(path) - 1):
-            if like is not None and step < known:
-                output = like.outputs[step]
-            else:
-                state = walk.state.reshape(len(self._noise), 1, *self._noise.shape[1:])
-                here = slice(step, step + 1)
-                output = (yield Ask(state, path[here], slice(0, len(self._noise)), at[here])).flatten(1)
-            if like is not None and step + 1 < known:
-                row = like.rows[step]
-            else:
-                row = formula[step] if formula is not None else self._row(walk, output, path, step, nodes[step + 1])
-            walk.step(output, float(path[step]), row.tolist())
-            outputs.append(output)
-            rows.append(row)
-        return Trial(nodes, torch.stack(rows), scale, outputs, walk.state, squared_error(walk.state, self._target))
-
-    def _row(self, walk: solvers.Walk, output: Tensor, path: Tensor, step: int, goal: int) -> Tensor:
-        """The coefficients of a step that land it nearest to the teacher."""
-        assert self._states is not None
-        target = self._states[:, goal]
-        if isinstance(self._solver, solvers.Fitted):
-            return fit_step(walk, output, path, step, target, self._solver)
-        assert isinstance(self._solver, solvers.Mixed)
-        past = solvers.past_times(path, self._solver.history)[step]
-        offers = self._solver.choices(past, path[step + 1])
-        basis = walk.basis(output)
-
-        def miss(row: Tensor) -> float:
-            state = sum((u * w for u, w in zip(basis[1:], row[1:].tolist(), strict=False)), basis[0] * float(row[0]))
-            return float(squared_error(state, target).mean())
-
-        return min(offers, key=miss)
-
-
-def nearer(error: Tensor, than: Tensor) -> bool:
-    """Whether the mean of the errors, float64 [B], fell by more than rounding, and at least half of them fell.
-
-    Few samples often have most of the error. What mends those alone mends little on noises not seen.
-    """
-    return float(error.mean()) < (1 - ROUNDING) * float(than.mean()) and 2 * int((error < than).sum()) >= len(error)
-
-
-def move_nodes(mover: Mover, start: Trial, last: int, evaluations: int) -> Generator[Ask, Tensor, Trial]:
-    """Coordinate descent on the mean error from `start`: moves of one node by +-s, s = a power of 2 that falls to 1,
-    each kept if it is `nearer`; over again until no move of any size helps, or until another run might take more than
-    `evaluations` a sample in all.
-
-    last: N; the clean node stays, and node 0 where the path starts there.
-    """
-    best, steps = start, len(start.nodes) - 1
-    first = 1 if start.nodes[0] == 0 else 0
-    seen, left = {start.nodes}, evaluations
-    size = 1
-    while size * 2 * 4 * steps <= last:  # a quarter of a step of even length, at most
-        size *= 2
-    sizes = [size >> shift for shift in range(size.bit_length())]
-    improved = True
-    while improved:
-        improved = False
-        for size in sizes:
-            moved = True
-            while moved:
-                moved = False
-                for place in range(first, steps):
-                    for way in (-size, size):
-                        nodes = _moved(best.nodes, place, way)
-                        while nodes is not None and nodes not in seen:
-                            if left < steps - place:
-                                return best
-                            left -= steps - place
-                            seen.add(nodes)
-                            trial = yield from mover.run(nodes, best)
-                            if not nearer(trial.error, best.error):
-                                break
-                            best, moved, improved = trial, True, True
-                            nodes = _moved(best.nodes, place, way)
-    return best
-
-
-def _moved(nodes: tuple[int, ...], place: int, way: int) -> tuple[int, ...] | None:
-    """`nodes` with one of them moved, None where it would meet a neighbour or the grid's end."""
-    to = nodes[place] + way
-    low = nodes[place - 1] + 1 if place else 0
-    return (*nodes[:place], to, *nodes[place + 1 :]) if low <= to < nodes[place + 1] else None
+from oss_ext.walks import run, squared_error
 
 
 class Outcome(NamedTuple):
@@ -169,6 +37,7 @@ class Nodes:
     guide: solvers.Solver
     solver: solvers.Solver
     known: Tensor | None
+    objective: str
 
     @property
     def _runs_teacher(self) -> bool:
@@ -176,7 +45,8 @@ class Nodes:
 
     def bound(self, evaluations: int) -> int:
         """Evaluations a sample, at most."""
-        return max(evaluations, 2 * self.schedule.steps) + (len(self.t) - 1 if self._runs_teacher else 0)
+        least = (1 + first_runs(self.solver, self.objective)) * self.schedule.steps
+        return max(evaluations, least) + (len(self.t) - 1 if self._runs_teacher else 0)
 
     def core(self, noise: Tensor, evaluations: int) -> Generator[Ask, Tensor, Outcome]:
         """noise: [B, *shape], in the states' dtype."""
@@ -191,10 +61,22 @@ class Nodes:
         assert target is not None
         end = yield from replay(old, noise)
         best = Outcome(old, end, squared_error(end, target))
-        mover = Mover(noise, t, self.solver, states, target, _scale_at(old, t, self.solver, noise, states))
-        start = yield from mover.run(tuple(nearest(t, old.t, first=None).tolist()))
-        found = yield from move_nodes(mover, start, len(t) - 1, evaluations - 2 * old.steps)
-        return Outcome(self._schedule(found), found.endpoint, found.error) if nearer(found.error, best.error) else best
+        scale_at = scales(float(old.t[0]), old.noise_scale, t, self.solver, noise, states)
+        nodes = tuple(nearest(t, old.t, first=None).tolist())
+        found = yield from move(
+            nodes,
+            noise,
+            t,
+            self.solver,
+            states,
+            target,
+            scale_at,
+            evaluations=evaluations - old.steps,
+            objective=self.objective,
+        )
+        if not nearer(found.error, best.error, self.objective):
+            return best
+        return Outcome(self._schedule(found), found.endpoint, found.error)
 
     def _schedule(self, trial: Trial) -> Schedule:
         nodes = torch.tensor(trial.nodes)
@@ -220,19 +102,3 @@ def replay(schedule: Schedule, noise: Tensor) -> Generator[Ask, Tensor, Tensor]:
         scale=schedule.noise_scale,
         network_t=schedule.network_t,
     )
-
-
-def _scale_at(
-    schedule: Schedule, t: Tensor, solver: solvers.Solver, noise: Tensor, states: Tensor | None
-) -> Callable[[int], float]:
-    """What the noise is multiplied with on a path from a node: the schedule's own at its first time; elsewhere in
-    proportion to the time, or with fitted coefficients what comes nearest to the teacher's states there."""
-    unit = noise.flatten(1).double()
-
-    def scale(node: int) -> float:
-        here, first = float(t[node]), float(schedule.t[0])
-        if here == first or states is None or not isinstance(solver, solvers.Fitted):
-            return schedule.noise_scale if here == first else schedule.noise_scale * here / first
-        return float((unit * states[:, node]).sum() / unit.square().sum())
-
-    return scale

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from oss_ext import grids, solvers
-from oss_ext.auto import Auto
+from oss_ext.auto import Auto, moved_budgets
 from oss_ext.drive import drive
 from oss_ext.evaluate import pick_batch_size
 from oss_ext.models import Denoiser
@@ -96,7 +97,7 @@ def dp_search(
         stock = grids.for_model(name, count, model)
         return stock if nodes == "any" else _on_whole_timesteps(stock, model)
 
-    def core_on(noise: Tensor) -> Core:
+    def core_on(noise: Tensor, solver: str | solvers.Solver | Auto) -> Core:
         return dp_core(
             noise,
             t,
@@ -110,8 +111,9 @@ def dp_search(
             make_grid=make_grid,
         )
 
-    core = core_on(noise)
-    with Counter(_count(core_on, len(noise), solver) if progress else 0, progress, "search") as counter:
+    core = core_on(noise, solver)
+    total = _count(core_on, len(noise), steps, solver) if progress else 0
+    with Counter(total, progress, "search") as counter:
         found = drive(core, model, cond=given, dtype=noise.dtype, batch_size=rows, counter=counter)
         counter.finish()
     result = SearchResult.build(found, model, grid=grid_name, metadata=metadata)
@@ -136,10 +138,20 @@ def dp_search(
     return result.refined(refined.schedule, refined.error, refined.endpoint)
 
 
-def _count(core_on: Callable[[Tensor], Core], samples: int, solver: str | solvers.Solver | Auto) -> int:
-    """Evaluations that a search over this many samples will make, all samples together."""
-    few = samples if solver == "auto" or isinstance(solver, Auto) else min(samples, 2)  # what is asked of each is alike
-    return rehearse(core_on(torch.ones(few, 1))) * samples // few
+def _count(
+    core_on: Callable[[Tensor, str | solvers.Solver | Auto], Core],
+    samples: int,
+    steps: int,
+    solver: str | solvers.Solver | Auto,
+) -> int:
+    """Evaluations that a search over this many samples will make at most, all samples together."""
+    if solver == "auto":
+        solver = Auto()
+    if isinstance(solver, Auto):
+        moves = sum(max(solver.moves, 2 * budget) + budget for budget in moved_budgets(solver, steps))
+        return rehearse(core_on(torch.ones(samples, 1), replace(solver, moves=0))) + samples * moves
+    few = min(samples, 2)  # what is asked of each sample is alike
+    return rehearse(core_on(torch.ones(few, 1), solver)) * samples // few
 
 
 def _check_refine(refine: Any, noise: Tensor, share: str, nodes: str) -> None:

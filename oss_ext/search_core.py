@@ -19,6 +19,7 @@ from oss_ext.candidates import default_count
 from oss_ext.distil import distil
 from oss_ext.evaluate import state_dtype
 from oss_ext.median import elementwise_median
+from oss_ext.objective import OBJECTIVES
 from oss_ext.plan import Plan
 from oss_ext.teacher import DEFAULT_SOLVER, Ask, Teacher, check_guide, integrate
 from oss_ext.validate import check_noise, choice, whole_number
@@ -181,6 +182,8 @@ def _check_auto(config: Auto, noise: Tensor, steps: int, make_grid: MakeGrid) ->
     for grid in config.grids:
         for budget in config.budgets or range(1, steps + 1):
             make_grid(grid, budget)
+    choice("objective", config.objective, OBJECTIVES)
+    whole_number("moves", config.moves, least=0)
     if isinstance(config.validation, bool) or not isinstance(config.validation, int | float):
         raise TypeError(f"validation: got {config.validation!r}, wanted a share between 0 and 1")
     if not 0 < config.validation < 1:

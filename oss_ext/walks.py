@@ -53,15 +53,27 @@ def fit_along(
 
 
 def fit_step(
-    walk: solvers.Walk, output: Tensor, path: Tensor, step: int, target: Tensor, solver: solvers.Fitted
+    walk: solvers.Walk,
+    output: Tensor,
+    path: Tensor,
+    step: int,
+    target: Tensor,
+    solver: solvers.Fitted,
+    *,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """float64 [2 + history] on the CPU: the coefficients of the step along `path` [k + 1] that `walk` is about to take
-    with `output` [B, D], fitted to land at `target` [B, D]."""
-    # Two nodes, since statistics are of steps to later nodes: the step is 0 -> 1.
-    basis = [vectors[:, None].expand(-1, 2, -1) for vectors in walk.basis(output)]
+    with `output` [B, D], fitted to land at `target` [B, D]. weight: [B], of the samples' squared errors."""
+    size = None if weight is None else weight.sqrt().to(target)[:, None]
+
+    def at_two_nodes(vectors: Tensor) -> Tensor:
+        """Statistics are of steps to later nodes: the step is 0 -> 1."""
+        return (vectors if size is None else vectors * size)[:, None].expand(-1, 2, -1)
+
+    basis = [at_two_nodes(vectors) for vectors in walk.basis(output)]
     history = solvers.past_times(path, solver.history)[step]
     near = solver.coefficients(history, path[step + 1])[: len(basis)]
-    weights = fit(basis, target[:, None].expand(-1, 2, -1), near.expand(2, 2, -1), (0, 1), solver.ridge)[0, 1].cpu()
+    weights = fit(basis, at_two_nodes(target), near.expand(2, 2, -1), (0, 1), solver.ridge)[0, 1].cpu()
     return torch.cat([weights, weights.new_zeros(2 + solver.history - len(weights))])
 
 

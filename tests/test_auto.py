@@ -48,7 +48,8 @@ def test_the_table_covers_all_that_was_asked_for(family):
         formulas = [f"search with {solvers.get(name).name}" for name in ("euler", "ab2", "dpmpp_2m", "unipc")]
         assert sorted(along) == sorted([*formulas, *config.grids])
         assert all(row["solver"] == "fitted" for row in rows_of(result, steps, "fitted along"))
-    assert len(result.table) == 3 * (7 + 16 + 8)
+    assert len(rows_of(result, 3, "moved")) == 1
+    assert len(result.table) == 3 * (7 + 16 + 8) + 1
 
 
 @pytest.mark.parametrize("start", STARTS)
@@ -107,11 +108,13 @@ def test_no_other_search_has_a_table():
 
 
 def test_the_judges_take_no_part_in_the_search():
-    """Other noises in the last quarter: the same plans, other costs."""
+    """Other noises in the last quarter: the same plans, other costs. But for the rows that start from the best."""
     model, others = mixture(1).flow(), NOISE.clone()
     others[6:] = normal(2, 4, seed=77)
     t = grids.make("flow", 16)
-    one, other = (by_hand(dp_core(noise, t, 3, solver="auto", candidates=9), model)[0] for noise in (NOISE, others))
+    one, other = (
+        by_hand(dp_core(noise, t, 3, solver=Auto(moves=0), candidates=9), model)[0] for noise in (NOISE, others)
+    )
     assert len(one.table) == len(other.table) > 0
     for row, again in zip(one.table, other.table, strict=True):
         assert (row.family, row.path) == (again.family, again.path)
@@ -134,7 +137,7 @@ def test_the_rest_takes_no_part_in_the_judging():
 def test_searched_rows_are_a_search_on_the_other_samples(name):
     model = mixture(1).flow()
     found, _ = by_hand(
-        dp_core(NOISE, grids.make("flow", 24), 4, solver=Auto(searched=(name,), free=(), grids=())), model
+        dp_core(NOISE, grids.make("flow", 24), 4, solver=Auto(searched=(name,), free=(), grids=(), moves=0)), model
     )
     alone = dp_search(model, NOISE[:6], 4, teacher_steps=24, solver=name)
     for row in found.table:
@@ -183,6 +186,38 @@ def test_fitted_rows_are_least_squares_along_the_grid():
     assert float(row.plan.coefficients[0, 2]) == 0 and row.plan.coefficients.shape == (3, 3)
 
 
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("objective", ["mse", "psnr"])
+def test_moved_rows_end_nearer_for_the_samples_that_they_were_moved_on(start, objective):
+    model, fit, noise = mixture(1).flow(), slice(0, 24), normal(32, 4, seed=3)
+    config = Auto(free=("fitted",), grids=("flow",), stock=("euler",), budgets=(4, 6), objective=objective)
+    found, _ = by_hand(dp_core(noise, grids.make("flow", 40), 6, solver=config, start=start), model)
+    target = Schedule.from_grid(grids.make("flow", 40), DEFAULT_SOLVER).sample(model, noise[fit])
+
+    def level(plan):
+        schedule = Schedule.from_grid(
+            plan.t, plan.solver, model, coefficients=plan.coefficients, noise_scale=plan.noise_scale
+        )
+        error = (schedule.sample(model, noise[fit]) - target).square().mean(1)
+        return float(error.mean() if objective == "mse" else error.log().mean().exp())
+
+    for steps in (4, 6):
+        (moved,) = (row for row in found.table if row.family == "moved" and row.steps == steps)
+        others = [row for row in found.table if row.steps == steps and row.family in ("searched", "fitted along")]
+        start_row = min((row for row in others if row.plan.solver.name == "fitted"), key=lambda row: row.cost)
+        assert moved.path == start_row.path
+        assert not torch.equal(moved.plan.nodes, start_row.plan.nodes)
+        assert level(moved.plan) < level(start_row.plan)
+        error = moved.error if objective == "mse" else moved.error.log()
+        assert moved.cost == pytest.approx(float(error.mean() if objective == "mse" else error.mean().exp()))
+
+
+def test_nothing_is_moved_without_moves():
+    result = dp_search(mixture(1).flow(), NOISE, 3, teacher_steps=16, solver=replace(SMALL, moves=0))
+    assert {row["family"] for row in result.table} == {"searched", "stock", "fitted along"}
+    assert "moves" not in result.nfe
+
+
 # --- evaluations and options ---
 
 
@@ -191,7 +226,8 @@ def test_evaluations_are_counted_by_what_they_were_for(start):
     model = Counting(mixture(1).flow())
     result = dp_search(model, NOISE, 3, teacher_steps=16, solver=Auto(free=()), candidates=10, start=start)
     parts = {name: count for name, count in result.nfe.items() if name != "total"}
-    assert set(parts) == {"teacher", "search", "fit", "validation"} and parts["teacher"] == 16
+    assert set(parts) == {"teacher", "search", "fit", "validation", "moves"} and parts["teacher"] == 16
+    assert 0 < parts["moves"] <= 0.75 * Auto().moves
     assert sum(parts.values()) == pytest.approx(result.nfe["total"])
     assert model.evaluations == 8 * result.nfe["total"]
     alone = sum(
@@ -207,8 +243,8 @@ def test_evaluations_are_counted_by_what_they_were_for(start):
 
 def test_budgets():
     model = mixture(1).flow()
-    every = dp_search(model, NOISE, 5, teacher_steps=16, solver=SMALL)
-    config = replace(SMALL, budgets=(5, 2))
+    every = dp_search(model, NOISE, 5, teacher_steps=16, solver=replace(SMALL, moves=0))
+    config = replace(SMALL, budgets=(5, 2), moves=0)
     some = dp_search(model, NOISE, 5, teacher_steps=16, solver=config)
     assert set(some.schedules) == {2, 5} and {row["steps"] for row in some.table} == {2, 5}
     assert some.steps == 5 and some.schedule is some.schedules[5]
@@ -274,6 +310,9 @@ BAD = [
     ({"solver": Auto(budgets=(2, 5))}, ValueError, "budgets: got 5, wanted at most 4, the steps of the search"),
     ({"solver": Auto(budgets=(2.0,))}, TypeError, "budgets: got 2.0"),
     ({"solver": Auto(budgets=3)}, TypeError, "budgets: got 3, wanted a tuple"),
+    ({"solver": Auto(moves=-1)}, ValueError, "moves: got -1, wanted at least 0"),
+    ({"solver": Auto(moves=1.5)}, TypeError, "moves: got 1.5"),
+    ({"solver": Auto(objective="lpips")}, ValueError, "objective: got 'lpips', wanted one of mse, psnr"),
     ({"solver": Auto(validation=0.0)}, ValueError, "validation: got 0.0, wanted a share between 0 and 1"),
     ({"solver": Auto(validation=1.0)}, ValueError, "validation: got 1.0"),
     ({"solver": Auto(validation=float("nan"))}, ValueError, "validation: got nan"),

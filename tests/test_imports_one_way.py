@@ -11,11 +11,11 @@ import oss_ext
 
 GROUPS = [
     {"_C"},
-    {"build", "validate", "progress", "provenance", "models", "files", "fitting", "candidates"},
+    {"build", "validate", "progress", "provenance", "models", "files", "fitting", "candidates", "objective"},
     {"kernels", "grids", "solvers", "evaluate", "schedule_file"},
     {"schedule", "single_step", "teacher", "plan", "proposals"},
     {"median", "stages", "walks", "drive", "costs", "calibration", "zoo"},
-    {"distil"},
+    {"distil", "mover"},
     {"auto"},
     {"search_core"},
     {"result", "refine"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,10 +13,11 @@ from helpers.counting import Counting
 
 from oss_ext import FlowModel, Schedule, dp_search, grids, refine, solvers
 from oss_ext.models import EpsilonModel
+from oss_ext.mover import nearer
+from oss_ext.objective import level, steepness
 from oss_ext.progress import Counter
-from oss_ext.refine_gradient import Problem, gradient, mean_error, polish
+from oss_ext.refine_gradient import Problem, gradient, level_of, polish
 from oss_ext.refine_knobs import Knobs
-from oss_ext.refine_nodes import nearer
 from oss_ext.teacher import DEFAULT_SOLVER
 
 MIXTURE = mixture(1, std=0.6)
@@ -179,6 +181,60 @@ def test_a_move_must_help_half_of_the_samples():
         assert nearer(torch.tensor(error, dtype=torch.float64), before) == wanted, name
 
 
+# --- the objective ---
+
+
+def logarithm(schedule, model, noise, target):
+    """Of the errors, their mean: what falls as the mean of the noises' PSNRs rises."""
+    return float((schedule.sample(model, noise) - target).square().mean(1).log().mean())
+
+
+@pytest.mark.parametrize("solver", ["euler", "dpmpp_2m", "mixed", "fitted"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_noise_counts_alike_with_psnr(method, solver):
+    model = MIXTURE.flow()
+    schedule = searched(solver, steps=5) if solver in ("mixed", "fitted") else stock(solver, grid="flow:shift=3")
+    target = teacher_of(model)
+    how = {**TEACHER, "method": method, "evaluations": 800, "iterations": 60}
+    plain, alike = (refine(schedule, model, NOISE, objective=objective, **how) for objective in ("mse", "psnr"))
+    judges = slice(-8, None) if method == "gradient" else slice(0, None)
+    before, after, other = (logarithm(s, model, NOISE[judges], target[judges]) for s in (schedule, alike, plain))
+    print(f"{method}, {solver}: {before:.3f} -> {after:.3f}, by the mean {other:.3f}")
+    assert after <= before + 1e-9
+    assert alike.provenance.refined["objective"] == "psnr"
+    assert alike.provenance.cost == pytest.approx(error_of(alike, model, NOISE), rel=1e-9)
+    if method == "nodes" and solver != "mixed":  # whose choices follow the squared error
+        assert after <= other + 0.05
+
+
+def test_gradients_of_the_logarithms_are_those_of_finite_differences():
+    model, schedule = MIXTURE.flow(), stock()
+    problem = replace(problem_of(schedule, model), objective="psnr")
+    knobs = Knobs(schedule, frozenset(EVERY[:3]), model.t_min, model.t_max)
+    with torch.enable_grad():
+        slopes = dict(zip(knobs.values, gradient(problem, knobs, unit=123.0), strict=True))
+    with torch.no_grad():
+        for name, value in knobs.values.items():
+            flat, levels = value.data.view(-1), []
+            kept = float(flat[-1])
+            for way in (1e-5, -1e-5):
+                flat[-1] = kept + way
+                levels.append(math.log(level_of(problem, knobs.numbers(), problem.learners)))
+            flat[-1] = kept
+            wanted = (levels[0] - levels[1]) / 2e-5
+            assert float(slopes[name].view(-1)[-1]) == pytest.approx(wanted, rel=1e-4), name
+
+
+def test_weights_are_the_slope_of_the_level():
+    error = torch.tensor([0.1, 2.0, 0.7], dtype=torch.float64, requires_grad=True)
+    for objective, wanted in (("mse", error.mean()), ("psnr", error.log().mean().exp())):
+        assert level(error.detach(), objective) == pytest.approx(wanted.item(), rel=1e-12)
+        (slope,) = torch.autograd.grad(wanted, error)
+        torch.testing.assert_close(steepness(error.detach(), objective), slope / slope.mean())
+    zero = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    assert level(zero, "psnr") > 0 and bool(steepness(zero, "psnr").isfinite().all())
+
+
 # --- back-propagation ---
 
 
@@ -206,7 +262,7 @@ def test_gradients_are_those_of_finite_differences(solver, family):
                 flat, kept, errors = value.data.view(-1), float(value.data.view(-1)[place]), []
                 for way in (1e-5, -1e-5):
                     flat[place] = kept + way
-                    errors.append(mean_error(problem, knobs.numbers(), problem.learners))
+                    errors.append(level_of(problem, knobs.numbers(), problem.learners))
                 flat[place] = kept
                 wanted = (errors[0] - errors[1]) / 2e-5
                 got = float(slopes[name].view(-1)[place])
@@ -226,7 +282,7 @@ def test_the_first_iterate_is_the_schedule(solver):
     assert torch.equal(numbers.network_t, schedule.t[:-1]) and float(numbers.scale.detach()) == schedule.noise_scale
     problem = problem_of(schedule, model)
     with torch.no_grad():
-        error = mean_error(problem, numbers, slice(0, len(NOISE)))
+        error = level_of(problem, numbers, slice(0, len(NOISE)))
     assert error == pytest.approx(error_of(schedule, model), rel=1e-12)
     same = refine(schedule, model, NOISE, method="gradient", iterations=0, **TEACHER)
     assert torch.equal(same.t, schedule.t) and torch.equal(same.coefficients, schedule.coefficients)
@@ -532,6 +588,7 @@ def test_whole_timesteps_and_gradients_exclude_each_other():
         ({"teacher": NOISE.long()}, TypeError, r"teacher: got a tensor of torch.int64"),
         ({"teacher": NOISE * torch.nan}, ValueError, "teacher: got NaN"),
         ({"batch_size": 0}, ValueError, "batch_size: got 0"),
+        ({"objective": "l1"}, ValueError, "objective: got 'l1', wanted one of mse, psnr"),
         ({"progress": 3}, TypeError, "progress: got int"),
     ],
 )
