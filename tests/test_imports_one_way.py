@@ -12,9 +12,9 @@ import oss_ext
 GROUPS = [
     {"_C"},
     {"build", "validate", "progress", "provenance", "models", "files", "fitting", "candidates", "objective"},
-    {"kernels", "grids", "solvers", "evaluate", "schedule_file"},
+    {"kernels", "grids", "solvers", "evaluate", "schedule_file", "sigma_text"},
     {"schedule", "single_step", "teacher", "plan", "proposals"},
-    {"median", "stages", "walks", "drive", "costs", "calibration", "zoo"},
+    {"median", "stages", "walks", "drive", "costs", "calibration", "zoo", "published", "export"},
     {"distil", "mover"},
     {"auto"},
     {"search_core"},
