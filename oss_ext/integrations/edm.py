@@ -42,7 +42,8 @@ def denoiser(net: Any, *, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA
     """The Denoiser of an EDM network; see the module.
 
     sigma_min, sigma_max: cut to what the net supports (`net.sigma_min`, `net.sigma_max`), as its sampler does.
-    A net with a table `u` of noise levels (iDDPMPrecond) gives a model whose `flow_table` holds those in range.
+    A net with a table `u` of noise levels (iDDPMPrecond) gives a model whose `flow_table` holds those in range, whose
+    ends move to the nearest, as with its `round_sigma`.
     """
     for name in ("sigma_min", "sigma_max", "round_sigma"):
         if not hasattr(net, name):
@@ -59,7 +60,8 @@ def denoiser(net: Any, *, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA
     if not isinstance(table, Tensor):
         return EDMModel(fn, low, high)
     levels = table.detach().to("cpu", torch.float64).unique()
-    levels = levels[(levels >= low) & (levels <= high)]
+    nearest = [float(levels[(levels[1:] - end).abs().argmin() + 1]) for end in (low, high)]  # levels[0] is the clean 0
+    levels = levels[(levels >= nearest[0]) & (levels <= nearest[1])]
     if len(levels) < 2:
         raise ValueError(
             f"sigma_min, sigma_max: got {sigma_min} and {sigma_max}, which leave {len(levels)} levels of net"

@@ -8,6 +8,9 @@ t [n] is 1000 times the flow time. noise: [B, 16, F, H, W] latents, F = (frames 
 pixels; float32 where the repository's autocast is on, which is the caller's to enter.
 cond: {"context": [B, L, 4096]} text embeddings, filled up with zeros to one L <= 512 (`contexts`), as the network does
 itself to 512; for pictures also "clip_fea" [B, 257, 1280] and "y" [B, 20, F, H, W].
+
+The repository's default sampler is solver "unipc_2" along the shifted u = 0.999 (N - i) / N, from the noise itself
+(noise_scale=1); its "dpm++" is "dpmpp_2m" on grid "flow:shift=5".
 """
 
 from __future__ import annotations

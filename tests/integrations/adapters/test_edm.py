@@ -52,7 +52,9 @@ def test_a_network_with_a_table_of_levels_is_asked_at_those():
     net = tiny("EDMNet", dtype=torch.float32)
     net.u = torch.cat([torch.logspace(2, -2, 60), torch.zeros(1)])  # descending, then 0, as in iDDPMPrecond
     model = edm.denoiser(net)
-    inside = net.u[(net.u <= 80) & (net.u > 0)].double().flip(0)
+    known = net.u[:-1].flip(0).double()  # 0.01 .. 100: the end at 80 moves to the nearest
+    inside = known[: int((known - 80).abs().argmin()) + 1]
+    assert inside[-1].item() == pytest.approx(85.547, abs=1e-3)
     torch.testing.assert_close(model.sigmas(model.flow_table), inside)
     assert model.describe()["levels"] == len(inside)
     asked = []
@@ -60,8 +62,8 @@ def test_a_network_with_a_table_of_levels_is_asked_at_those():
     result = oss_ext.dp_search(
         model, rows(2, 3, 8, 8, seed=2).float(), 3, teacher_steps=20, grid="edm", nodes="integer"
     )
-    known = inside.float()
-    assert all((known - sigma).abs().min() <= 1e-5 * sigma for sigma in asked) and len(asked) > 40
+    asked_of = inside.float()
+    assert all((asked_of - sigma).abs().min() <= 1e-5 * sigma for sigma in asked) and len(asked) > 40
     assert result.schedule.steps == 3
-    with pytest.raises(ValueError, match="which leave 0 levels"):
+    with pytest.raises(ValueError, match="which leave 1 levels"):
         edm.denoiser(net, sigma_min=1.001, sigma_max=1.002)
