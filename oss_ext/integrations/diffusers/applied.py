@@ -1,0 +1,188 @@
+"""The scheduler that takes a pipeline along a schedule."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oss_ext import solvers
+from oss_ext.integrations.diffusers.family import Family
+from oss_ext.integrations.diffusers.interface import PipelineScheduler, StepOutput, as_told, wide
+from oss_ext.integrations.diffusers.mismatch import check_shift
+from oss_ext.integrations.diffusers.reschedule import starting_at, tail
+from oss_ext.schedule import Schedule
+
+_UNSCALED = 1e-3  # relative: the first latents may be this far from the schedule's before we say so
+
+
+class AppliedScheduler(PipelineScheduler):
+    """Samples `schedule` and nothing else: the step count, sigmas, timesteps and mu that the pipeline hands
+    `set_timesteps`, and the configuration's shift and Karras flags, change nothing.
+
+    What the pipeline does to the latents between steps (inpainting, callbacks) is kept: a step begins from the latents
+    that it is given, in float32 (float64 for float64 latents) where they are those that the step before returned.
+    """
+
+    def __init__(self, native: Any, family: Family, schedule: Schedule) -> None:
+        super().__init__(native, family)
+        self.schedule = schedule  # as it was given; `running` may start lower
+        self._model = family.terms()
+        self.running = schedule
+        self._device: Any = None
+        self._mu: float | None = None
+        self._index: int | None = None
+        self._begin: int | None = None
+        self._before = 0  # steps that the pipeline skipped
+        self._walk: solvers.Walk | None = None
+        self._scaled: Tensor | None = None
+        self._lay_out()
+
+    @property
+    def steps(self) -> int:
+        return self.running.steps
+
+    @property
+    def start_scale(self) -> float:
+        return self.running.noise_scale * self.family.input_scale(float(self.running.t[0]))
+
+    @property
+    def step_index(self) -> int | None:
+        return None if self._index is None else self._before + self._index
+
+    @property
+    def begin_index(self) -> int | None:
+        return self._begin
+
+    @property
+    def num_inference_steps(self) -> int:
+        return self.steps
+
+    # The pipeline's calls, in the order in which they come.
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        timesteps: Any = None,
+        sigmas: Any = None,
+        mu: float | None = None,
+        **_: Any,
+    ) -> None:
+        check_shift(self.schedule, self.family, mu)
+        self._mu = mu
+        self._device = device
+        self._rewind()
+        self.running = self.schedule
+        self._lay_out()
+
+    def start_at(self, strength: float) -> None:
+        """As many steps, from the noise level that `strength` stands for; 1: the schedule itself."""
+        if not 0 < strength <= 1:
+            raise ValueError(f"strength: got {strength}, wanted a number above 0, at most 1")
+        self._begin = None
+        if strength == 1:
+            self.running = self.schedule
+        else:
+            level = self.family.start(strength, self.family.shift_of(self._mu))
+            self.running = starting_at(self.schedule, level, self._model)
+        self._lay_out()
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        self._begin = int(begin_index)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
+        """`original_samples` at the noise levels of `timesteps` (the nearest that the loop tells), one or [batch]."""
+        self.noised += 1
+        told = torch.as_tensor(timesteps).detach().to("cpu", torch.float64).reshape(-1)
+        known = self._told
+        nodes = (told[:, None] - known[None]).abs().argmin(1)
+        rows = []
+        for node in nodes.tolist():
+            t = float(self.running.t[node])
+            # At the very start as the schedule wants it, which may be another multiple of the noise.
+            rows.append((1 - t, self.running.noise_scale if node == 0 else t, self.family.input_scale(t)))
+        keep, add, scale = (
+            torch.tensor(column, dtype=torch.float64, device=noise.device)
+            .to(wide(noise).dtype)
+            .reshape(-1, *[1] * (noise.ndim - 1))
+            for column in zip(*rows, strict=True)
+        )
+        return (scale * (keep * wide(original_samples) + add * wide(noise))).to(original_samples.dtype)
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None, *_: Any, **__: Any) -> Tensor:
+        """The sample; before the first step the noise made as large as the schedule wants it, where nobody did."""
+        if self._index is not None or self._starts_scaled():
+            return sample
+        self._scaled = (wide(sample) * self.start_scale).to(sample.dtype)
+        return self._scaled
+
+    def advance(self, output: Tensor, timestep: Any, sample: Tensor) -> StepOutput:
+        if self._index is None:
+            self._enter(timestep, sample)
+        n = self._index
+        assert n is not None and self._walk is not None
+        if n >= self.steps:
+            raise RuntimeError(f"step: got one more after the schedule's {self.steps}; call set_timesteps first")
+        t = float(self.running.t[n])
+        if n > 0 and not torch.equal(self._latents(n, sample.dtype), sample):
+            self._walk.state = wide(sample) / self.family.input_scale(t)
+        of_state, of_output = self.family.velocity_weights(t)
+        velocity = output.to(self._walk.state.dtype) * of_output
+        if of_state:
+            velocity = velocity + self._walk.state * of_state
+        x0 = (self._walk.state - t * velocity).to(sample.dtype)
+        self._walk.step(velocity, t, self.running.coefficients[n].tolist())
+        self._index = n + 1
+        latents = self._latents(n + 1, sample.dtype)
+        if n + 1 == self.steps:  # what follows is of the next call
+            self.noised = self.scale_reads = 0
+            self.prepared = False
+        return StepOutput(latents, x0)
+
+    # Inside.
+
+    def _rewind(self) -> None:
+        self._index = self._begin = self._walk = self._scaled = None
+        self._before = 0
+
+    undo: Callable[[], None]  # set by `apply`: takes this scheduler out of its pipeline
+    prepared = False  # set by the hook on the pipeline's prepare_latents, which has seen to the noise's scale
+
+    def _starts_scaled(self) -> bool:
+        return self.prepared or self.scale_reads > 0 or self.noised > 0
+
+    def _lay_out(self) -> None:
+        self._told = self.family.told(self.running.told)
+        self.timesteps = as_told(self.family, self._told, self._device)
+        self.sigmas = self.family.levels(self.running.t).float()
+
+    def _enter(self, timestep: Any, sample: Tensor) -> None:
+        """The first step: where it is, and what the latents are."""
+        begin = self._begin
+        if begin is None:
+            begin = int((self._told - float(timestep)).abs().argmin())
+        state, scale = wide(sample), 1.0
+        if begin:
+            self._before, self._told = begin, self._told[begin:]
+            self.running = tail(self.running, begin, self._model)
+        elif self._scaled is not None:
+            if not (self._scaled.shape == sample.shape and torch.equal(self._scaled, sample)):
+                scale = self.start_scale  # the network was fed a scaled copy
+        elif not self._starts_scaled() and abs(self.start_scale - 1) > _UNSCALED:
+            warnings.warn(
+                f"the pipeline fed its first noise to the network unscaled, where the schedule wants "
+                f"{self.start_scale:.4g} times it; hand it in with latents=",
+                stacklevel=2,
+            )
+        self._index = 0
+        state = state * (scale / self.family.input_scale(float(self.running.t[0])))
+        self._walk = solvers.Walk(state, self.running.carries, self.running.coefficients.shape[1] - 2)
+
+    def _latents(self, node: int, dtype: torch.dtype) -> Tensor:
+        assert self._walk is not None
+        scale = self.family.input_scale(float(self.running.t[node]))
+        return (self._walk.state * scale if scale != 1 else self._walk.state).to(dtype)
