@@ -25,6 +25,7 @@ WITH_COEFFICIENTS: list[tuple[str, str, str, str]] = [
     *[("ours", "joint", solver, f"ours, `{solver}`") for solver in ("mixed", "fitted")],
     ("ours", "joint, free start", "fitted", "ours, `fitted`, free start"),
     ("ours", "auto", "auto", "ours, `auto`"),
+    ("ours", "auto, by PSNR", "auto", "ours, `auto`, every noise alike"),
 ]
 AFTERWARDS: list[tuple[str, str, str, str]] = [
     ("moved", "joint, nodes", "dpmpp_2m", "`dpmpp_2m`, nodes moved"),
@@ -84,9 +85,9 @@ def schedules(result: Result) -> str:
     about = paragraph(
         f"{result['heldout']} held-out noises, a teacher of {guide}, schedules searched on {result['samples']} others. "
         "Columns: guidance scale, network evaluations a picture. Each entry: PSNR of the squared error averaged over "
-        "all noises (in brackets its gain over the best stock row) / mean over the noises of each one's own PSNR, in "
-        "dB. Best stock: of the flow, EDM, log-SNR and DDIM grids with euler, ab2, dpmpp_2m and unipc, and of Heun; "
-        "the one named is the best by the first number. Search: the network evaluations a noise that it made for all "
+        "all noises / mean over the noises of each one's own PSNR, in dB, in brackets the gains over the best stock "
+        "row by either. Best stock: of the flow, EDM, log-SNR and DDIM grids with euler, ab2, dpmpp_2m and unipc, and "
+        "of Heun; the one named is the best by the first number. Search: evaluations a noise that it made for all "
         f"budgets together, its teacher's included. ({source('schedules', result)}.)"
     )
     then = paragraph(
@@ -108,7 +109,10 @@ def _entries(
         line, spent = [label], set()
         for guidance, steps in cells:
             row = once(rows, group=group, schedule=name, solver=solver, guidance=guidance, steps=steps)
-            line.append(f"{row['psnr']:.1f} ({row['psnr_over_best_stock']:+.1f}) / {row['mean_psnr']:.1f}")
+            line.append(
+                f"{row['psnr']:.1f} ({row['psnr_over_best_stock']:+.1f}) / "
+                f"{row['mean_psnr']:.1f} ({row['mean_psnr_over_best_stock']:+.1f})"
+            )
             spent.add(round(row["search"]["nfe"]["total"]))
         ends = sorted({min(spent), max(spent)})  # what a refinement spends differs
         lines.append([*line, " to ".join(map(str, ends))])
@@ -222,10 +226,20 @@ def kernels(result: Result) -> str:
     )
 
 
+def at_guidance(result: Result, guidance: float) -> Result:
+    """The result with the studies' rows at one guidance scale only."""
+    studies = {name: [row for row in rows if row["guidance"] == guidance] for name, rows in result["studies"].items()}
+    return result | {"studies": studies}
+
+
 def block(folder: Path = RESULTS) -> str:
     """What stands between the markers."""
     found = load("schedules", folder)
-    studies = [part(found) for part in (samples, candidates, defaults, teachers, beams)]
+    studies = [
+        part(at_guidance(found, guidance))
+        for part in (samples, candidates, defaults, teachers, beams)
+        for guidance in distinct(found["studies"][part.__name__], "guidance")
+    ]
     return "\n\n".join([BEGIN, schedules(found), *studies, kernels(load("kernels", folder)), END])
 
 
