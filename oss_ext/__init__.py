@@ -4,9 +4,10 @@ result = oss_ext.dp_search(oss_ext.FlowModel(velocity), noise, steps=10)
 images = result.schedule.sample(model, noise)
 """
 
-from oss_ext import grids, solvers, zoo
+from oss_ext import grids, published, solvers, zoo
 from oss_ext.auto import Auto
 from oss_ext.build import build_info
+from oss_ext.export import export
 from oss_ext.models import Denoiser, EDMModel, EpsilonModel, FlowModel, VParamModel, X0Model
 from oss_ext.refine import refine
 from oss_ext.result import SearchResult
@@ -28,7 +29,9 @@ __all__ = [
     "X0Model",
     "build_info",
     "dp_search",
+    "export",
     "grids",
+    "published",
     "refine",
     "solvers",
     "zoo",

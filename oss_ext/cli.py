@@ -1,4 +1,4 @@
-"""The command `oss-ext`: demo, search, sample, info."""
+"""The command `oss-ext`: demo, search, sample, info, export, import."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from oss_ext.cli_common import stderr
 from oss_ext.cli_demo import demo
+from oss_ext.cli_export import export, import_
 from oss_ext.cli_info import info
 from oss_ext.cli_sample import sample
 from oss_ext.cli_search import search
@@ -48,6 +49,8 @@ app.command()(demo)
 app.command()(search)
 app.command()(sample)
 app.command()(info)
+app.command()(export)
+app.command("import")(import_)
 
 
 def main() -> None:
