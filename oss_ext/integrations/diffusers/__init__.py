@@ -12,5 +12,6 @@ Nothing here imports diffusers: a pipeline brings it along.
 from oss_ext.integrations.diffusers.attach import Applied, applied, apply
 from oss_ext.integrations.diffusers.family import Family, family_of
 from oss_ext.integrations.diffusers.mismatch import ScheduleMismatchWarning
+from oss_ext.integrations.diffusers.search import search
 
-__all__ = ["Applied", "Family", "ScheduleMismatchWarning", "applied", "apply", "family_of"]
+__all__ = ["Applied", "Family", "ScheduleMismatchWarning", "applied", "apply", "family_of", "search"]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ _LEAST_ALPHA = 2.0**-24  # in place of 0 in tables with zero terminal signal-to-
 _FLAGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "stochastic_sampling")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Family:
     """parameterization: "flow", "epsilon", "v_param", "x0" or "edm". scheduler: the name of the class that was read.
 
@@ -70,7 +71,10 @@ class Family:
 
     def terms(self) -> Denoiser:
         """A model that knows the family's range and names, and no network."""
+        return self._terms
 
+    @cached_property
+    def _terms(self) -> Denoiser:
         def missing(*_: Any) -> Tensor:
             raise RuntimeError("this model stands for a pipeline, whose loop evaluates the network")
 

@@ -79,7 +79,8 @@ class PipelineScheduler:
         **__: Any,
     ) -> StepOutput | tuple[Tensor, ...]:
         """The next latents, and the x0 prediction. model_output, sample: [batch, ...]; of an output with twice the
-        channels the second half, a variance, is not used. Other arguments (eta, generator, ...) belong to samplers with noise, and do nothing."""
+        channels the second half, a variance, is not used. Other arguments (eta, generator, ...) are those of samplers
+        with noise, and do nothing."""
         found = self.advance(without_variance(model_output, sample), timestep, sample)
         return found if return_dict else tuple(found)
 
