@@ -125,6 +125,7 @@ def search(
             "share": result.share,
             "start": result.start,
             "samples": len(noise),
+            "store": result.store,
             "budgets": {
                 str(budget): {
                     "t": one.t.tolist() if isinstance(one, Schedule) else [each.t.tolist() for each in one],

@@ -24,6 +24,7 @@ def drive(
     dtype: torch.dtype,
     batch_size: int,
     counter: Counter,
+    device: torch.device | None = None,
 ) -> Found:
     """Answers every ask of `core` with `model`, and returns what it returns; see `evaluate` for the arguments and the
     errors."""
@@ -41,6 +42,7 @@ def drive(
                 labels=names,
                 first_sample=ask.samples.start,
                 tick=counter.add,
+                device=device,
             )
             ask = core.send(velocities)
     except StopIteration as done:

@@ -34,11 +34,13 @@ def evaluate(
     labels: Sequence[int] | None,
     tick: Callable[[int], None],
     first_sample: int = 0,
+    device: torch.device | None = None,
 ) -> Tensor:
-    """Velocities [B, m, ...], in the dtype of `states`.
+    """Velocities [B, m, ...], in the dtype of `states` and where those are.
 
     states: [B, m, ...], any strides. t: float64 [m], flow times > 0. cond: tensors [B, ...].
     dtype: what the network is fed. labels: [m], the node numbers that errors name, None where there are none.
+    device: where the network is; None: where the states are, else they go there a batch at a time.
     first_sample: the number of the first sample, for errors. tick: told the evaluations made, after every batch.
 
     Raises ValueError or TypeError for an output of another shape, dtype or device, and for NaN or inf in one: that
@@ -46,18 +48,19 @@ def evaluate(
     """
     batch, nodes = states.shape[:2]
     total = batch * nodes
+    device = states.device if device is None else device
     out = torch.empty(states.shape, dtype=states.dtype, device=states.device)
     flat = out.view(total, *states.shape[2:])
-    finite = torch.empty(total, dtype=torch.bool, device=states.device)
+    finite = torch.empty(total, dtype=torch.bool, device=device)
     for begin in range(0, total, batch_size):
         pair = torch.arange(begin, min(begin + batch_size, total))
         sample, node = pair // nodes, pair % nodes
-        on_device = sample.to(states.device)
-        x = states[on_device, node.to(states.device)].to(dtype)
+        x = states[sample.to(states.device), node.to(states.device)].to(device, dtype)
+        on_device = sample.to(device)
         velocity = model.velocity(x, t[node], {key: value[on_device] for key, value in cond.items()})
         _check_output(velocity, x)
         finite[begin : begin + len(pair)] = _finite_rows(velocity)
-        flat[begin : begin + len(pair)] = velocity.to(states.dtype)
+        flat[begin : begin + len(pair)] = velocity  # in another dtype or elsewhere, where it came so
         tick(len(pair))
     if not bool(finite.all()):
         first = int((~finite).nonzero()[0])

@@ -20,6 +20,7 @@ from oss_ext.refine_gradient import Problem, judged_at, polish
 from oss_ext.refine_knobs import Numbers
 from oss_ext.refine_nodes import Nodes, Outcome, replay
 from oss_ext.schedule import Schedule
+from oss_ext.store import home, states_of_path
 from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS, check_guide
 from oss_ext.validate import check_cond, check_model, check_noise, choice, whole_number
 from oss_ext.walks import run, squared_error
@@ -59,6 +60,7 @@ def refine(
     iterations: int = 100,
     learn: Sequence[str] | None = None,
     batch_size: int | None = None,
+    store: str = "auto",
     progress: bool | ProgressCallback = False,
 ) -> Schedule:
     """A schedule of as many steps that ends nearer to the teacher.
@@ -88,6 +90,7 @@ def refine(
         None: all, but the times only where the model's `timesteps` can be differentiated: elsewhere their
         gradient would be wrong.
     batch_size: network inputs a batch; "gradient" keeps the graph of as many; None: 2^20 numbers, at most 256 inputs.
+    store: "nodes": where the states are kept, as for `dp_search`.
     progress: True for a bar, or a callback (evaluations made, in all); in all is a bound until "nodes" ends.
 
     The schedule's provenance gets `refined`, its cost, and the evaluations in `nfe`; a backward pass counts as two.
@@ -112,6 +115,7 @@ def refine(
         iterations=iterations,
         learn=learn,
         batch_size=batch_size,
+        store=store,
         progress=progress,
     )
     return found.schedule
@@ -135,6 +139,7 @@ def run_refinement(
     iterations: int = 100,
     learn: Sequence[str] | None = None,
     batch_size: int | None = None,
+    store: str = "auto",
     progress: bool | ProgressCallback = False,
 ) -> Refined:
     """`refine`, and what it knows of the schedule."""
@@ -154,13 +159,23 @@ def run_refinement(
     states = noise.to(state_dtype(noise.dtype))
     everyone = slice(0, len(noise))
     if method == "nodes":
-        mover = Nodes(schedule, model, t, guide, _check_solver(schedule, solver, len(t) - 1), known, objective)
+        follower = _check_solver(schedule, solver, len(t) - 1)
+        kept = len(t) if solvers.is_searched(follower) else 0
+        at = home(store, states, states_of_path(schedule.steps, kept))
+        mover = Nodes(schedule, model, t, guide, follower, None if known is None else known.to(at), objective)
         budget = whole_number("evaluations", evaluations, least=1)
         with Counter(mover.bound(budget) * len(noise), progress, "refining") as counter:
             moved = drive(
-                mover.core(states, budget), model, cond=given, dtype=noise.dtype, batch_size=inputs, counter=counter
+                mover.core(states.to(at), budget),
+                model,
+                cond=given,
+                dtype=noise.dtype,
+                batch_size=inputs,
+                counter=counter,
+                device=noise.device,
             )
             counter.finish()
+        moved = moved._replace(endpoint=moved.endpoint.to(noise.device))
         return _noted(moved, schedule, "nodes", counter.made / len(noise), {"objective": objective}, noise.shape)
     iterations = whole_number("iterations", iterations, least=0)
     learned = _check_learn(learn, schedule, model)

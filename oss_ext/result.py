@@ -27,6 +27,7 @@ class SearchResult:
     values: float64 [K, N + 1] (joint, mean over the samples) or [K, B, N + 1]: entry [k - 1, ..., j] is the least cost
         found of reaching node j with exactly k steps, +inf where that is impossible or j was no candidate.
         backpointers: int32, alike, -1; with a beam, of the best state. Both None with solver "auto".
+    store: the device that kept the states of the search, "cpu" where it was host memory.
     nfe: network evaluations a sample: "teacher", "search", what else was spent ("refine", where a
         backward pass counts as two more), "total"; a guided one counts once.
     table: with solver "auto" all schedules that were tried, a dict each (steps, family, path, solver, cost); costs,
@@ -45,6 +46,7 @@ class SearchResult:
     solver: str
     share: str
     start: str
+    store: str
     table: list[dict[str, Any]] | None = None
 
     @property
@@ -97,6 +99,7 @@ class SearchResult:
             solver=found.solver,
             share=found.share,
             start=found.start,
+            store=str(found.store),
             table=None if found.table is None else [row.describe() for row in found.table],
         )
 

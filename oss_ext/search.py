@@ -45,6 +45,7 @@ def dp_search(
     refine: str | None = None,
     cond: Mapping[str, Tensor] | None = None,
     batch_size: int | None = None,
+    store: str = "auto",
     progress: bool | ProgressCallback = False,
     metadata: Mapping[str, Any] | None = None,
 ) -> SearchResult:
@@ -75,6 +76,9 @@ def dp_search(
         (`oss_ext.refine` with its defaults, same noises and grid; progress then counts anew); only with share "joint".
     cond: tensors [B, ...], handed to the network by name.
     batch_size: network inputs a batch; None: 2^20 numbers, at most 256 inputs.
+    store: where the states are kept: "device": beside the noise; "host": in host memory, from where batches go to the
+        network, and the CPU's kernels do the rest; "auto": "host" where they would take more than 0.8 of the device's
+        free memory. `result.store` says where they were.
     progress: True for a bar with evaluations and time left, or a callback (evaluations made, in all).
     metadata: JSON values to keep in the schedules' provenance (guidance scale, checkpoint, ...).
 
@@ -108,13 +112,14 @@ def dp_search(
             teacher_solver=teacher_solver,
             candidates=candidates,
             beam=beam,
+            store=store,
             make_grid=make_grid,
         )
 
     core = core_on(noise, solver)
     total = _count(core_on, len(noise), steps, solver) if progress else 0
     with Counter(total, progress, "search") as counter:
-        found = drive(core, model, cond=given, dtype=noise.dtype, batch_size=rows, counter=counter)
+        found = drive(core, model, cond=given, dtype=noise.dtype, batch_size=rows, counter=counter, device=noise.device)
         counter.finish()
     result = SearchResult.build(found, model, grid=grid_name, metadata=metadata)
     if refine is None:
@@ -133,6 +138,7 @@ def dp_search(
         teacher=None if judged else result.teacher,
         solver=None if judged or isinstance(solver, Auto) else solver,
         batch_size=batch_size,
+        store=store,
         progress=progress,
     )
     return result.refined(refined.schedule, refined.error, refined.endpoint)

@@ -7,7 +7,7 @@ samples may share.
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -21,6 +21,7 @@ from oss_ext.evaluate import state_dtype
 from oss_ext.median import elementwise_median
 from oss_ext.objective import OBJECTIVES
 from oss_ext.plan import Plan
+from oss_ext.store import home, states_of_search
 from oss_ext.teacher import DEFAULT_SOLVER, Ask, Teacher, check_guide, integrate
 from oss_ext.validate import check_noise, choice, whole_number
 from oss_ext.walks import run, squared_error
@@ -41,6 +42,7 @@ class Found:
     nfe: network evaluations a sample: "teacher", "search", what else was spent, "total". Fractions where only some of
         the samples were evaluated.
     settings: what else the search was told: "teacher_solver", "candidates", "beam".
+    store: where the states were kept.
     table: with solver "auto" everything that was tried. B is then the number of validation samples, and values and
         backpointers are None.
     """
@@ -58,6 +60,7 @@ class Found:
     backpointers: Tensor | None
     nfe: dict[str, float]
     settings: dict[str, str | int | None]
+    store: torch.device
     table: list[Row] | None = None
 
 
@@ -75,6 +78,7 @@ def dp_core(
     teacher_solver: str | solvers.Solver = DEFAULT_SOLVER,
     candidates: int | None = None,
     beam: int = 1,
+    store: str = "device",
     make_grid: MakeGrid = grids.make,
 ) -> Core:
     """Checks its input and returns a generator: it yields an `Ask`, is sent velocities, and returns a `Found`.
@@ -82,7 +86,7 @@ def dp_core(
     noise: [B, *shape], unit normal. t: [N + 1], a grid. make_grid: makes the stock grids that "auto" tries. The other
     arguments, and the errors, are those of `dp_search`.
     Asked: states [b, m, *shape] in flow coordinates, float32 (float64 for float64 noise), valid until the next `send`;
-    their m flow times; which b samples. Sent: velocities [b, m, *shape], floating, where the noise is.
+    their m flow times; which b samples. Sent: velocities [b, m, *shape], floating, where the states are (`store`).
 
         core = dp_core(noise, t, 10)
         try:
@@ -113,14 +117,17 @@ def dp_core(
         raise ValueError(f"share: got {share!r} with solver {scheme.name!r}, which all samples share, wanted 'joint'")
     if isinstance(scheme, solvers.Mixed) and share == "median":
         raise ValueError("share: got 'median' with solver 'mixed', whose choices have no median, wanted another")
-    noise = noise.to(state_dtype(noise.dtype))
+    device, noise = noise.device, noise.to(state_dtype(noise.dtype))
+    tried = [*scheme.searched, *scheme.free] if isinstance(scheme, Auto) else [scheme]
+    history = max(solvers.get(each).history for each in tried)
+    noise = noise.to(home(store, noise, states_of_search(last + 1, 1 + (candidates or last), history, beam)))
     tally = _Tally(len(noise))
     options: dict[str, Any] = {"free": start == "free", "candidates": candidates, "beam": beam}
     if isinstance(scheme, Auto):
         core = _auto(noise, t, steps, scheme, make_grid, guide, tally, options)
     else:
         core = _one(noise, t, steps, scheme, share, guide, tally, options)
-    return _checked(core)
+    return _checked(core, device)
 
 
 def rehearse(core: Core) -> int:
@@ -190,8 +197,8 @@ def _check_auto(config: Auto, noise: Tensor, steps: int, make_grid: MakeGrid) ->
         raise ValueError(f"validation: got {config.validation}, wanted a share between 0 and 1")
 
 
-def _checked(core: Core) -> Core:
-    """Passes asks and answers through, the answers checked and in the states' dtype."""
+def _checked(core: Core, device: torch.device) -> Core:
+    """Passes asks and answers through, the answers checked and in the states' dtype. device: for what is found."""
     ask = next(core)
     while True:
         sent = yield ask
@@ -204,12 +211,13 @@ def _checked(core: Core) -> Core:
                 f"velocities: got shape {list(sent.shape)}, wanted that of the states, {list(wanted.shape)}"
             )
         if sent.device != wanted.device:
-            raise ValueError(f"velocities: got device {sent.device}, wanted {wanted.device}, where the noise is")
+            raise ValueError(f"velocities: got device {sent.device}, wanted {wanted.device}, where the states are")
         try:
             ask = core.send(sent.detach().to(wanted.dtype))
         except StopIteration as done:
             found: Found = done.value
-            return found
+            endpoints = {budget: state.to(device) for budget, state in found.endpoints.items()}
+            return replace(found, endpoints=endpoints, teacher=found.teacher.to(device))
 
 
 def _one(
@@ -257,6 +265,7 @@ def _one(
         backpointers=distilled.backpointers,
         nfe=tally.per_sample(),
         settings=_settings(guide, options),
+        store=noise.device,
     )
 
 
@@ -297,5 +306,6 @@ def _auto(
         backpointers=None,
         nfe=tally.per_sample(),
         settings=_settings(guide, options),
+        store=noise.device,
         table=judged.table,
     )

@@ -13,7 +13,7 @@ GROUPS = [
     {"_C"},
     {"build", "validate", "progress", "provenance", "models", "files", "fitting", "candidates", "objective"},
     {"kernels", "grids", "solvers", "evaluate", "schedule_file", "sigma_text"},
-    {"schedule", "single_step", "teacher", "plan", "proposals"},
+    {"schedule", "single_step", "teacher", "plan", "proposals", "store"},
     {"median", "stages", "walks", "drive", "costs", "calibration", "zoo", "published", "export"},
     {"distil", "mover"},
     {"auto"},
