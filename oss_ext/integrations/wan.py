@@ -5,7 +5,7 @@
 
 net(x, t, context, seq_len, clip_fea, y) -> eps - x0; x, context, y and what it returns are lists, one entry a sample;
 t [n] is 1000 times the flow time. noise: [B, 16, F, H, W] latents, F = (frames - 1) / 4 + 1, H and W an eighth of the
-pixels; float32 where the repository's autocast is on, which is the caller's to enter.
+pixels, in float32.
 cond: {"context": [B, L, 4096]} text embeddings, filled up with zeros to one L <= 512 (`contexts`), as the network does
 itself to 512; for pictures also "clip_fea" [B, 257, 1280] and "y" [B, 20, F, H, W].
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -35,11 +36,13 @@ def denoiser(
     guidance: float | None = 5.0,
     null: Mapping[str, Tensor] | None = None,
     truncate: bool = True,
+    autocast: torch.dtype | None = None,
 ) -> TimedFlowModel:
     """The Denoiser of a WanModel; see the module.
 
     guidance: with null {"context": [1, L, 4096]}, the embedded negative prompt, L as in cond: two passes an
         evaluation, as the repository's `generate`. None: one pass.
+    autocast: torch.bfloat16 on a GPU, as the repository: the network runs under torch.autocast, and nothing else does.
     truncate: timesteps are whole numbers, as in the repository's schedulers; False: the network is told 1000 t itself.
     """
 
@@ -49,7 +52,8 @@ def denoiser(
         extra: dict[str, Any] = {} if clip_fea is None else {"clip_fea": clip_fea}
         if y is not None:
             extra["y"] = list(y)
-        out = net(list(x), t=timestep, context=list(context), seq_len=_tokens(x, net.patch_size), **extra)
+        with torch.autocast(x.device.type, autocast) if autocast else nullcontext():
+            out = net(list(x), t=timestep, context=list(context), seq_len=_tokens(x, net.patch_size), **extra)
         return torch.stack(list(out)).to(x.dtype)
 
     return TimedFlowModel(guided(network, guidance, null=null, together=False), truncate=truncate)

@@ -155,6 +155,21 @@ def test_wan_without_guidance_and_with_a_picture():
     close(schedule.sample(guided, noise, seen), flow_euler(both, noise, t))
 
 
+def test_autocast_holds_for_the_network_alone():
+    noise, _, _, cond, _ = wan_parts()
+    seen = []
+
+    def net(x, t, context, seq_len):
+        seen.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
+        return x
+
+    net.patch_size = (1, 2, 2)
+    at = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    wan.denoiser(net, guidance=None, autocast=torch.bfloat16).velocity(noise, at, cond)
+    wan.denoiser(net, guidance=None).velocity(noise, at, cond)
+    assert seen == [torch.bfloat16, False] and not torch.is_autocast_enabled("cpu")
+
+
 def test_whole_timesteps_survive_rounding():
     model = wan.denoiser(tiny("Wan"), guidance=None)
     whole = torch.arange(1000, 0, -1, dtype=torch.float64)

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 import warnings
-from contextlib import contextmanager
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from helpers.adapters import rows
-from torch import nn
+from helpers.peers import (
+    BARE_OPEN_SORA,
+    MISSING_FLUX,
+    MISSING_OPEN_SORA,
+    agreement,
+    checkout,
+    exact_attention,
+    shaken,
+)
 
 import oss_ext
 from oss_ext.integrations import dit, edm, flux, guided_diffusion, mar, open_sora, wan
@@ -28,63 +32,8 @@ from oss_ext.integrations.betas import alphas_cumprod
 TIMESTEPS = [999, 870, 640, 333, 120, 7]
 
 
-@contextmanager
-def checkout(name, *needs, source="", bare=(), stubs=None):
-    """The checkout first on the path; its modules are forgotten afterwards, because DiT and MAR share their names.
-
-    bare: packages whose __init__ would import what is not looked at. stubs: modules that stand in for missing ones.
-    """
-    root = os.environ.get("OSS_PEERS")
-    if not root:
-        pytest.skip("OSS_PEERS names no folder with the repositories' checkouts")
-    folder = Path(root) / name / source
-    if not folder.is_dir():
-        pytest.skip(f"no {name} under OSS_PEERS")
-    for package in needs:
-        pytest.importorskip(package, reason=f"{name} imports {package}")
-    before = set(sys.modules)
-    sys.path.insert(0, str(folder))
-    try:
-        for package in bare:
-            module = ModuleType(package)
-            module.__path__ = [str(folder / package.replace(".", "/"))]
-            sys.modules[package] = module
-        for package, content in (stubs or {}).items():
-            module = ModuleType(package)
-            module.__spec__ = ModuleSpec(package, None)
-            vars(module).update(content)
-            sys.modules[package] = module
-        yield
-    finally:
-        sys.path.remove(str(folder))
-        for module in set(sys.modules) - before:
-            where = getattr(sys.modules[module], "__file__", None)
-            if module in (stubs or {}) or module in bare or (where and Path(where).is_relative_to(folder)):
-                del sys.modules[module]
-
-
-@torch.no_grad()
-def shaken(net, seed=0):
-    """Random weights everywhere: the repositories begin with zeros at the output."""
-    generator = torch.Generator().manual_seed(seed)
-    for weight in net.parameters():
-        if weight.ndim > 1:
-            fan_in = weight[0].numel()
-            weight.copy_(torch.randn(weight.shape, generator=generator) / fan_in**0.5)
-        else:
-            weight.add_(0.1 * torch.randn(weight.shape, generator=generator))
-    return net.eval().requires_grad_(False)
-
-
 def noise_of(*shape, seed=1):
     return rows(*shape, seed=seed).float()
-
-
-def agreement(ours, theirs):
-    """Largest difference over the largest number: what is reported."""
-    off = ((ours.double() - theirs.double()).abs().max() / theirs.double().abs().max()).item()
-    print(f"\n  agreement: {off:.1e}", end="")
-    return off
 
 
 def along(model, timesteps=TIMESTEPS):
@@ -275,26 +224,6 @@ def test_flux():
         assert agreement(ours, theirs) < 5e-2  # its states are rounded to bfloat16 at every step, ours are not
 
 
-MISSING_FLUX = {
-    "flux.modules.conditioner": {"HFEmbedder": object},
-    "flux.modules.image_embedders": {
-        "CannyImageEncoder": object,
-        "DepthImageEncoder": object,
-        "ReduxImageEncoder": object,
-    },
-    "flux.util": {"PREFERED_KONTEXT_RESOLUTIONS": []},
-}
-
-
-def exact_attention(q, k, v, k_lens=None, window_size=(-1, -1), **_):
-    """What flash_attention computes, on the CPU: [B, L, heads, C], keys beyond k_lens unseen."""
-    mask = None
-    if k_lens is not None:
-        mask = (torch.arange(k.shape[1])[None] < k_lens[:, None])[:, None, None]
-    q, k, v = (each.transpose(1, 2) for each in (q, k, v))
-    return nn.functional.scaled_dot_product_attention(q, k.to(q), v.to(q), attn_mask=mask).transpose(1, 2)
-
-
 def test_wan(monkeypatch):
     with (
         checkout("Wan2.1", "diffusers", bare=("wan", "wan.modules", "wan.utils")),
@@ -345,41 +274,6 @@ def test_wan(monkeypatch):
             ours = schedule.sample(model, noise, {"context": filled[:2]})
             print(f"\n  {solver}", end="")
             assert agreement(ours, torch.stack(theirs)) < 1e-4
-
-
-def block_attention(q, k, v, p=0.0, attn_bias=None):
-    """xformers' memory_efficient_attention [1, L, heads, C] with a block-diagonal bias of (query, key) lengths."""
-    assert p == 0.0
-    out = torch.empty_like(q)
-    query = key = 0
-    for queries, keys in attn_bias or [(q.shape[1], k.shape[1])]:
-        part = (q[:, query : query + queries], k[:, key : key + keys], v[:, key : key + keys])
-        out[:, query : query + queries] = exact_attention(*part)
-        query, key = query + queries, key + keys
-    return out
-
-
-def block_mask(q_seqlen, kv_seqlen=None):
-    return list(zip(q_seqlen, kv_seqlen or q_seqlen, strict=True))
-
-
-class Registry:
-    def register_module(self, *_):
-        return lambda cls: cls
-
-
-XFORMERS = {
-    "memory_efficient_attention": block_attention,
-    "fmha": SimpleNamespace(BlockDiagonalMask=SimpleNamespace(from_seqlens=block_mask)),
-}
-MISSING_OPEN_SORA = {
-    "xformers": {"ops": SimpleNamespace(**XFORMERS)},
-    "xformers.ops": XFORMERS,
-    "opensora.registry": {"MODELS": Registry(), "SCHEDULERS": Registry()},
-    "opensora.utils.ckpt_utils": {"load_checkpoint": None},
-}
-BARE_OPEN_SORA = ("opensora", "opensora.models", "opensora.models.stdit", "opensora.schedulers", "opensora.utils",
-                  "opensora.schedulers.iddpm", "opensora.acceleration")  # fmt: skip
 
 
 def test_open_sora():
