@@ -1,0 +1,90 @@
+"""Every example runs with --tiny, writes what it says, and finds schedules nearer to the teacher than stock ones."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import oss_ext
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+SCRIPTS = sorted(EXAMPLES.glob("search_*.py"))
+FAMILIES = {
+    "search_edm": "edm",
+    "search_lsun": "epsilon",
+    "search_dit": "epsilon",
+    "search_mar": "epsilon",
+    "search_flux": "flow",
+    "search_wan": "flow",
+    "search_open_sora": "flow",
+}
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a script as a program, in this process, and returns what it printed."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+    def run(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+        finally:
+            for name in ("example_common", "tiny_networks"):
+                sys.modules.pop(name, None)
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_there_is_one_for_every_family():
+    assert {script.stem for script in SCRIPTS} >= set(FAMILIES)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_tiny(name, run, tmp_path):
+    printed = run(EXAMPLES / f"{name}.py", "--tiny", "--output", tmp_path, "--device", "cpu")
+    schedule = oss_ext.Schedule.load(tmp_path / "schedule.json")
+    assert schedule.steps == 4 and schedule.parameterization == FAMILIES[name]
+    assert schedule.provenance.metadata == {"tiny": True} and schedule.provenance.samples == 4
+    assert (tmp_path / "schedules.png").stat().st_size > 1000
+    samples = load_file(tmp_path / "samples.safetensors")
+    assert samples["teacher"].shape[0] == 2 and bool(samples["teacher"].isfinite().all())
+    stock, searched = ((samples[key] - samples["teacher"]).square().mean().sqrt() for key in ("stock", "searched"))
+    assert searched < stock
+    shown = [float(value) for value in re.findall(r"steps: ([\d.]+)%", printed)]
+    spread = samples["teacher"].double().std()
+    assert shown == pytest.approx([float(100 * stock / spread), float(100 * searched / spread)], abs=0.01)
+    assert (tmp_path / "comparison.png").exists() == (name in ("search_edm", "search_lsun"))
+    if name == "search_mar":
+        assert load_file(tmp_path / "images.safetensors")["tokens"].shape == (8, 16, 6)
+
+
+def test_a_schedule_for_the_repositorys_own_loop(run, tmp_path):
+    printed = run(
+        EXAMPLES / "search_lsun.py", "--tiny", "--output", tmp_path, "--device", "cpu", "--solver", "euler", "--integer"
+    )
+    schedule = oss_ext.Schedule.load(tmp_path / "schedule.json")
+    wanted = sorted(int(value) for value in schedule.timesteps)
+    assert torch.equal(schedule.timesteps, schedule.timesteps.round()) and f"use_timesteps: {wanted}" in printed
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_without_tiny_the_repository_is_asked_for(name, run, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(EXAMPLES / f"{name}.py")
+    assert stopped.value.code == 2 and "--repo is needed without --tiny" in capsys.readouterr().err
+
+
+def test_as_a_program_from_elsewhere(tmp_path):
+    command = [sys.executable, EXAMPLES / "search_flux.py", "--tiny", "--output", "made", "--device", "cpu"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "made" / "schedule.json").exists() and "searched, 4 steps" in done.stdout
