@@ -50,6 +50,11 @@ def lively(network: torch.nn.Module, seed: int = 0) -> Any:
     return network.eval().requires_grad_(False)
 
 
+def per(x: Tensor, given: Tensor) -> Tensor:
+    """What belongs to the samples, for inputs [BATCH * n, ...] that come sample by sample."""
+    return given.repeat_interleave(len(x) // len(given), 0).to(x.dtype if given.is_floating_point() else given.dtype)
+
+
 def embeds(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
@@ -75,6 +80,11 @@ def guided(scale: float, run: Callable[[Tensor, Tensor], Tensor]) -> Callable[[T
         return without + scale * (with_ - without)
 
     return network
+
+
+def halves(x: Tensor, without: Tensor, with_: Tensor) -> Tensor:
+    half = x[: len(x) // 2]
+    return torch.cat([per(half, without), per(half, with_)])
 
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -106,13 +116,12 @@ def stable_diffusion(scheduler: Any = None, scale: float = 3.0, pipeline: Any = 
         requires_safety_checker=False,
     )
     text, negative = embeds(BATCH, 3, 8), embeds(BATCH, 3, 8, seed=2)
-    both = torch.cat([negative, text])
     call = {"prompt_embeds": text, "negative_prompt_embeds": negative, "guidance_scale": scale, "output_type": "latent"}
     return Tiny(
         pipe,
         {**call, **more},
         (BATCH, 4, 8, 8),
-        guided(scale, lambda x, t: unet(x, t, encoder_hidden_states=both, return_dict=False)[0]),
+        guided(scale, lambda x, t: unet(x, t, encoder_hidden_states=halves(x, negative, text), return_dict=False)[0]),
         "sigmas, timesteps",
     )
 
@@ -147,8 +156,8 @@ def stable_diffusion_xl() -> Tiny:
         lambda x, t: unet(
             x,
             t,
-            encoder_hidden_states=text,
-            added_cond_kwargs={"text_embeds": pooled, "time_ids": ids},
+            encoder_hidden_states=per(x, text),
+            added_cond_kwargs={"text_embeds": per(x, pooled), "time_ids": per(x, ids)},
             return_dict=False,
         )[0],
         "sigmas, timesteps",
@@ -170,9 +179,9 @@ def dit(scheduler: Any = None, scale: float = 4.0) -> Tiny:
     vae = image_vae()
     pipe = diffusers.DiTPipeline(network, vae, scheduler or diffusers.DDIMScheduler(clip_sample=False))
     labels = torch.tensor([3, 7])
-    both = torch.cat([labels, torch.tensor([1000] * BATCH)])
 
     def run(x: Tensor, t: Tensor) -> Tensor:
+        both = torch.cat([per(x, labels), torch.full([len(x)], 1000)])
         with_, without = network(torch.cat([x] * 2), timestep=torch.cat([t] * 2), class_labels=both).sample.chunk(2)
         return (without + scale * (with_ - without))[:, :4]
 
@@ -211,8 +220,8 @@ def flux(pipeline: Any = None, dynamic: bool = True, **more: Any) -> Tiny:
             hidden_states=x,
             timestep=t / 1000,
             guidance=torch.full([len(x)], 3.5),
-            pooled_projections=pooled.to(x.dtype),
-            encoder_hidden_states=text.to(x.dtype),
+            pooled_projections=per(x, pooled),
+            encoder_hidden_states=per(x, text),
             txt_ids=torch.zeros(3, 3).to(x.dtype),
             img_ids=ids.to(x.dtype),
             return_dict=False,
@@ -252,8 +261,8 @@ def wan(scheduler: Any = None, scale: float = 2.0) -> Tiny:
     text, negative = embeds(BATCH, 3, 8), embeds(BATCH, 3, 8, seed=2)
 
     def run(x: Tensor, t: Tensor) -> Tensor:
-        with_ = network(hidden_states=x, timestep=t, encoder_hidden_states=text, return_dict=False)[0]
-        without = network(hidden_states=x, timestep=t, encoder_hidden_states=negative, return_dict=False)[0]
+        with_ = network(hidden_states=x, timestep=t, encoder_hidden_states=per(x, text), return_dict=False)[0]
+        without = network(hidden_states=x, timestep=t, encoder_hidden_states=per(x, negative), return_dict=False)[0]
         return without + scale * (with_ - without)
 
     call = {"prompt_embeds": text, "negative_prompt_embeds": negative, "guidance_scale": scale, "num_frames": 9}
