@@ -64,9 +64,8 @@ class Tokens:
         cond = {name: torch.cat([call[name] for call in chosen]) for name in sorted(names)}
         order = torch.randperm(len(cond["c"]), generator=generator)[:count]
         cond = {name: value[order.to(value.device)] for name, value in cond.items()}
-        like = cond["c"]
-        noise = torch.randn(len(order), self.channels, generator=generator)
-        return noise.to(device=like.device, dtype=like.dtype), cond
+        noise = torch.randn(len(order), self.channels, generator=generator, dtype=cond["c"].dtype)
+        return noise.to(cond["c"].device), cond
 
 
 @contextmanager
@@ -76,7 +75,7 @@ def recorded(diffloss: Any) -> Iterator[Tokens]:
     tokens = Tokens(diffloss.in_channels)
 
     def sample(z: Tensor, temperature: float = 1.0, cfg: float | Tensor = 1.0) -> Tensor:
-        tokens.calls.append({name: value.detach().clone() for name, value in _cond(z, cfg).items()})
+        tokens.calls.append({name: value.clone() for name, value in _cond(z, cfg).items()})
         out: Tensor = original(z, temperature=temperature, cfg=cfg)
         return out
 
@@ -94,8 +93,8 @@ def applied(diffloss: Any, schedule: Schedule, *, noise_schedule: str | Tensor =
         if temperature != 1:
             raise ValueError(f"temperature: got {temperature}, wanted 1 with a deterministic schedule")
         cond = _cond(z, cfg)
-        noise = torch.randn(len(cond["c"]), diffloss.in_channels, device=z.device, dtype=z.dtype)
-        drawn = schedule.sample(model, noise, cond)
+        noise = torch.randn(len(cond["c"]), diffloss.in_channels, device=z.device, dtype=cond["c"].dtype)
+        drawn = schedule.sample(model, noise, cond, batch_size=len(noise))
         return torch.cat([drawn, drawn]) if "null_c" in cond else drawn
 
     with _replaced(diffloss, sample):
@@ -103,8 +102,10 @@ def applied(diffloss: Any, schedule: Schedule, *, noise_schedule: str | Tensor =
 
 
 def _cond(z: Tensor, cfg: float | Tensor) -> dict[str, Tensor]:
-    """z holds the labelled half and then the other one exactly where cfg is not 1."""
+    """z holds the labelled half and then the other one exactly where cfg is not 1. It may be of a half type under
+    autocast; the repository's noise is not, nor are its tokens."""
     scale = float(cfg)
+    z = z.detach().to(torch.promote_types(z.dtype, torch.float32))
     if scale == 1:
         return {"c": z}
     labelled, other = z.chunk(2)

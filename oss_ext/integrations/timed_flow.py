@@ -17,7 +17,7 @@ class TimedFlowModel(FlowModel):
     """A flow network whose timestep is steps * t. fn(x, timestep, **cond) -> velocity eps - x0; timestep [n].
 
     truncate: the network is told the whole number below, as by samplers that keep timesteps as integers; flow times
-    where nothing is lost are k / steps (`grids.snap(t, torch.arange(1000, 0, -1) / 1000)`).
+    where nothing is lost are k / steps: `grids.snap(t, model.integer_times())`.
     """
 
     def __init__(self, fn: Network, steps: int = 1000, *, truncate: bool = False) -> None:
@@ -31,6 +31,10 @@ class TimedFlowModel(FlowModel):
     def timesteps(self, t: Tensor) -> Tensor:
         timestep = t.double() * self.steps
         return torch.floor(timestep + _WHOLE) if self.truncate else timestep
+
+    def integer_times(self) -> Tensor:
+        """float64 [steps], descending: the flow times of the whole timesteps, for `grids.snap`."""
+        return torch.arange(self.steps, 0, -1, dtype=torch.float64) / self.steps
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "timesteps": self.steps, "truncated": self.truncate}

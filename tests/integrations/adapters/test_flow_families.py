@@ -173,7 +173,9 @@ def test_autocast_holds_for_the_network_alone():
 def test_whole_timesteps_survive_rounding():
     model = wan.denoiser(tiny("Wan"), guidance=None)
     whole = torch.arange(1000, 0, -1, dtype=torch.float64)
-    assert torch.equal(model.timesteps(whole / 1000), whole)
+    assert torch.equal(model.timesteps(whole / 1000), whole) and torch.equal(model.integer_times(), whole / 1000)
+    grid = oss_ext.grids.snap(oss_ext.grids.make("flow:shift=8", 200), model.integer_times())
+    assert torch.equal(model.timesteps(grid[:-1]), (1000 * grid[:-1]).round())
     assert torch.equal(
         model.timesteps(torch.tensor([0.57, 0.99999], dtype=torch.float64)), torch.tensor([570.0, 999.0]).double()
     )

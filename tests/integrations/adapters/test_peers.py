@@ -217,6 +217,11 @@ def test_flux():
         schedule = oss_ext.Schedule.from_grid(grid, "euler", model)
         assert agreement(schedule.sample(model, noise, given), theirs) < 2e-5
 
+        edited = {"img_cond_seq": noise_of(2, 6, 16, seed=5), "img_cond_seq_ids": torch.ones(2, 6, 3)}
+        theirs = sampling.denoise(net, img=noise, **given, **edited, timesteps=timesteps, guidance=2.5)
+        ours = schedule.sample(flux.denoiser(net, guidance=2.5), noise, {**given, **edited})
+        assert agreement(ours, theirs) < 2e-5
+
         half = net.bfloat16()
         given16 = {name: value if "ids" in name else value.bfloat16() for name, value in given.items()}
         theirs = sampling.denoise(half, img=noise.bfloat16(), **given16, timesteps=timesteps, guidance=3.5)
@@ -274,6 +279,34 @@ def test_wan(monkeypatch):
             ours = schedule.sample(model, noise, {"context": filled[:2]})
             print(f"\n  {solver}", end="")
             assert agreement(ours, torch.stack(theirs)) < 1e-4
+
+
+def test_wan_from_a_picture(monkeypatch):
+    with checkout("Wan2.1", "diffusers", bare=("wan", "wan.modules")), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wan_model = importlib.import_module("wan.modules.model")
+        monkeypatch.setattr(wan_model, "flash_attention", exact_attention)
+        small = {
+            "dim": 48,
+            "ffn_dim": 64,
+            "freq_dim": 16,
+            "text_dim": 20,
+            "text_len": 8,
+            "num_heads": 2,
+            "num_layers": 1,
+        }
+        net = shaken(wan_model.WanModel(model_type="i2v", in_dim=10, out_dim=4, **small))
+        noise, picture, clip = noise_of(2, 4, 3, 4, 6), noise_of(2, 6, 3, 4, 6, seed=2), noise_of(2, 257, 1280, seed=3)
+        texts, negative = [noise_of(5, 20, seed=4), noise_of(5, 20, seed=5)], noise_of(5, 20, seed=6)
+        model = wan.denoiser(net, guidance=5.0, null={"context": negative[None]})
+        cond = {"context": wan.contexts(texts), "clip_fea": clip, "y": picture}
+        at = torch.tensor([0.9, 0.3], dtype=torch.float64)
+        ours = model.velocity(noise, at, cond)
+        for index, t in enumerate((900, 300)):
+            given = {"t": torch.tensor([t]), "seq_len": 18, "clip_fea": clip[[index]], "y": [picture[index]]}
+            out = net([noise[index]], context=[texts[index]], **given)[0]
+            base = net([noise[index]], context=[negative], **given)[0]
+            assert agreement(ours[index], base + 5.0 * (out - base)) < 2e-5
 
 
 def test_open_sora():

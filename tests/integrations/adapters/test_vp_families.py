@@ -198,6 +198,19 @@ def test_mar_is_searched_on_recorded_tokens_and_uses_the_schedule_for_all():
     torch.testing.assert_close(images[:, :4].reshape(12, 6), result.schedule.sample(model, first, start))
 
 
+def test_mar_under_autocast_keeps_tokens_in_float32():
+    net = tiny("MAR", dtype=torch.float32)
+    with mar.recorded(net.diffloss) as tokens, torch.autocast("cpu", torch.bfloat16):
+        net.diffloss.sample(rows(4, 8, seed=1).bfloat16())
+    noise, cond = tokens.draw()
+    assert noise.dtype == cond["c"].dtype == torch.float32
+    model = mar.denoiser(net.diffloss.net)
+    schedule = oss_ext.dp_search(model, noise, 2, teacher_steps=10, grid="ddim", cond=cond).schedule
+    with mar.applied(net.diffloss, schedule), torch.autocast("cpu", torch.bfloat16):
+        drawn = net.diffloss.sample(rows(4, 8, seed=1).bfloat16(), cfg=torch.tensor([1.0]))
+    assert drawn.dtype == torch.float32 and drawn.shape == (4, 6)
+
+
 def test_mar_tokens_that_cannot_be_drawn_together():
     net = tiny("MAR")
     with mar.recorded(net.diffloss) as tokens:
