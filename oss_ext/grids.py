@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from oss_ext.models import Denoiser
 from oss_ext.validate import whole_number
 
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
@@ -218,11 +219,21 @@ def of_teacher(grid: str | Tensor, steps: int, model: NoiseRange) -> Tensor:
     return for_model(grid, whole_number("teacher_steps", steps, least=1), model)
 
 
+def on_whole_timesteps(t: Tensor, model: Denoiser) -> Tensor:
+    """`snap` to the flow times of the model's whole timesteps, the only ones that many deployed samplers can sit on.
+
+    Raises ValueError, naming `nodes`, for a model without a table of them.
+    """
+    if model.flow_table is None:
+        raise ValueError(f"nodes: got 'integer' with a {model.parameterization} model, which has no whole timesteps")
+    return snap(t, model.flow_table.flip(0))
+
+
 def snap(t: Tensor, times: Tensor) -> Tensor:
     """The grid `t` moved to flow times that a sampler can sit on: float64 [<= len(t)], descending, the last 0.
 
-    t: a grid, as `check` wants it. times: floating [n], strictly descending in (0, 1], such as a model's
-    `integer_times()`, or k / 1000 for flow samplers that truncate 1000 t; a last 0 is allowed and says nothing.
+    t: a grid, as `check` wants it. times: floating [n], strictly descending in (0, 1], such as k / 1000 for flow
+    samplers that truncate 1000 t; a last 0 is allowed and says nothing.
     Each node but the last goes to the nearest of `times` (halfway: the cleaner); nodes that meet become one.
     Raises TypeError or ValueError, naming `t` or `times`.
     """

@@ -107,9 +107,6 @@ class FlowModel:
     def timesteps(self, t: Tensor) -> Tensor:
         return t.double()
 
-    def integer_times(self) -> None:
-        """None: it knows no timesteps."""
-
     def describe(self) -> dict[str, Any]:
         return {"parameterization": self.parameterization}
 
@@ -145,9 +142,6 @@ class EDMModel:
 
     def timesteps(self, t: Tensor) -> Tensor:
         return self.sigmas(t)
-
-    def integer_times(self) -> None:
-        """None: it knows no timesteps."""
 
     def describe(self) -> dict[str, Any]:
         return {"parameterization": self.parameterization, "sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
@@ -194,11 +188,6 @@ class _VPModel:
         step = low + ((log_sigma - table[low]) / (table[low + 1] - table[low])).clamp(0, 1)
         whole = step.round()
         return torch.where((step - whole).abs() < 1e-9, whole, step).to(t.device)
-
-    def integer_times(self) -> Tensor:
-        """float64 [T], descending: the flow times of the whole timesteps T-1..0, the only ones that many deployed
-        samplers can sit on; `grids.snap` moves a grid onto them."""
-        return self.flow_table.flip(0)
 
     def velocity(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
         sigma = self.sigmas(t)

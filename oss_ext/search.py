@@ -99,7 +99,7 @@ def dp_search(
 
     def make_grid(name: str, count: int) -> Tensor:
         stock = grids.for_model(name, count, model)
-        return stock if nodes == "any" else _on_whole_timesteps(stock, model)
+        return stock if nodes == "any" else grids.on_whole_timesteps(stock, model)
 
     def core_on(noise: Tensor, solver: str | solvers.Solver | Auto) -> Core:
         return dp_core(
@@ -191,10 +191,4 @@ def _grid(grid: str | Tensor, teacher_steps: int, model: Denoiser, nodes: str) -
     name = "custom" if isinstance(grid, Tensor) else grid
     if nodes == "any":
         return t, name
-    return _on_whole_timesteps(t, model), name
-
-
-def _on_whole_timesteps(t: Tensor, model: Denoiser) -> Tensor:
-    if model.flow_table is None:
-        raise ValueError(f"nodes: got 'integer' with a {model.parameterization} model, which has no whole timesteps")
-    return grids.snap(t, model.flow_table.flip(0))
+    return grids.on_whole_timesteps(t, model), name

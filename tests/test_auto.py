@@ -269,10 +269,10 @@ def test_solvers_of_ones_own():
 @pytest.mark.parametrize("family", ["epsilon", "x0"])
 def test_whole_timesteps_of_all_rows(family):
     model = mixture(1).families()[family]
-    t = grids.snap(grids.for_model("edm", 30, model), model.integer_times())
+    t = grids.on_whole_timesteps(grids.for_model("edm", 30, model), model)
 
     def make_grid(name, count):
-        return grids.snap(grids.for_model(name, count, model), model.integer_times())
+        return grids.on_whole_timesteps(grids.for_model(name, count, model), model)
 
     found, _ = by_hand(dp_core(NOISE, t, 4, solver=SMALL, make_grid=make_grid), model)
     result = dp_search(model, NOISE, 4, teacher_steps=30, grid="edm", solver=SMALL, nodes="integer")

@@ -154,10 +154,10 @@ def test_snap_takes_the_nearest_time_and_merges_nodes_that_meet():
 @pytest.mark.parametrize("name", grids.names())
 def test_snapped_grids_are_fed_whole_timesteps(name, family):
     model = gaussian().families()[family]
-    times = model.integer_times()
+    times = model.flow_table.flip(0)
     assert torch.equal(model.timesteps(times), torch.arange(999, -1, -1, dtype=torch.float64))
     t = grids.for_model(name, 40, model)
-    snapped = grids.snap(t, times)
+    snapped = grids.on_whole_timesteps(t, model)
     timesteps = model.timesteps(snapped[:-1])
     assert torch.equal(timesteps, timesteps.round())
     assert torch.equal(grids.check(snapped, t_max=model.t_max, t_min=model.t_min), snapped)
@@ -167,8 +167,10 @@ def test_snapped_grids_are_fed_whole_timesteps(name, family):
         assert torch.equal(snapped, t)
 
 
-def test_families_without_timesteps_have_no_integer_times():
-    assert gaussian().flow().integer_times() is None and gaussian().edm().integer_times() is None
+def test_families_without_timesteps_have_no_whole_ones():
+    for model in (gaussian().flow(), gaussian().edm()):
+        with pytest.raises(ValueError, match="nodes: got 'integer' with a"):
+            grids.on_whole_timesteps(grids.make("flow", 4), model)
 
 
 @pytest.mark.parametrize(

@@ -259,7 +259,7 @@ def test_snapped_grids_agree_exactly_and_others_do_not(name, grid, record_proper
         return vp_sample(made, model, noise, (1 - made.alphas_cumprod[int(made.timesteps[0])]).sqrt())
 
     t = grids.for_model(grid, 16, model)
-    snapped = grids.snap(t, model.integer_times())
+    snapped = grids.on_whole_timesteps(t, model)
     close(Schedule.from_grid(snapped, name, model).sample(model, noise), theirs(snapped), 2e-6, record_property)
     off = float((Schedule.from_grid(t, name, model).sample(model, noise) - theirs(t)).abs().max())
     print(f"not snapped {off:.2e}")

@@ -98,7 +98,7 @@ def test_a_grid_of_ones_own_is_snapped_too():
     model = mixture(1).families()["epsilon"]
     t = torch.tensor([0.98, 0.7, 0.5, 0.3, 0.1, 0.0], dtype=torch.float64)
     result = dp_search(model, normal(3, 4), 3, grid=t, nodes="integer")
-    assert torch.equal(result.t, grids.snap(t, model.integer_times()))
+    assert torch.equal(result.t, grids.on_whole_timesteps(t, model))
     assert float((result.t - t).abs().max()) < 2e-3
 
 
