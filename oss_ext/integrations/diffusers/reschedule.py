@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from oss_ext import solvers
+from oss_ext import grids, solvers
 from oss_ext.models import Denoiser
 from oss_ext.schedule import Schedule
 
@@ -21,7 +21,8 @@ def starting_at(schedule: Schedule, t: float, model: Denoiser) -> Schedule:
 
     The schedule's flow times, as a piecewise linear function of the number of steps made, are read off at equally many
     equal parts of what is left of it below t. Solvers with a formula give the new coefficients; fitted ones hold for
-    the old steps only, and the nearest formula of order 2 takes their place.
+    the old steps only, and the nearest formula of order 2 takes their place. Whole timesteps of a
+    table stay whole.
     """
     if t >= float(schedule.t[0]) * (1 - 1e-6):
         return schedule
@@ -33,7 +34,11 @@ def starting_at(schedule: Schedule, t: float, model: Denoiser) -> Schedule:
     low = where.floor().long().clamp(max=steps - 1)
     moved = times[low] + (where - low) * (times[low + 1] - times[low])
     moved[0], moved[-1] = t, 0.0
-    return _along(schedule, _above(moved, model.t_min), model)
+    moved = _above(moved, model.t_min)
+    if model.flow_table is not None and bool((schedule.timesteps == schedule.timesteps.round()).all()):
+        snapped = grids.snap(moved, model.flow_table.flip(0))
+        moved = snapped if len(snapped) == len(moved) else moved  # whole timesteps, as before, while there are enough
+    return _along(schedule, moved, model)
 
 
 def tail(schedule: Schedule, begin: int, model: Denoiser) -> Schedule:

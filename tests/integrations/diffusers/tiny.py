@@ -68,6 +68,7 @@ def image_vae(channels: int = 4) -> Any:
             latent_channels=channels,
             norm_num_groups=2,
             sample_size=16,
+            shift_factor=0.1,
         )
     )
 

@@ -1,0 +1,324 @@
+"""More tiny pipelines, as in `tiny`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import torch
+from tiny import BATCH, SD, Tiny, embeds, guided, halves, image_vae, lively, per
+from torch import Tensor
+
+
+def stable_diffusion_3() -> Tiny:
+    network = lively(
+        diffusers.SD3Transformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=1,
+            attention_head_dim=4,
+            num_attention_heads=2,
+            caption_projection_dim=8,
+            joint_attention_dim=8,
+            pooled_projection_dim=6,
+            pos_embed_max_size=8,
+        )
+    )
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    pipe = diffusers.StableDiffusion3Pipeline(network, scheduler, image_vae(), None, None, None, None, None, None)
+    text, negative, pooled, blank = (embeds(BATCH, 3, 8, seed=n) for n in (1, 2, 3, 4))
+    pooled, blank = pooled[:, 0, :6], blank[:, 0, :6]
+
+    def run(x: Tensor, t: Tensor) -> Tensor:
+        return network(
+            hidden_states=x,
+            timestep=t,
+            encoder_hidden_states=halves(x, negative, text),
+            pooled_projections=halves(x, blank, pooled),
+            return_dict=False,
+        )[0]
+
+    call = {
+        "prompt_embeds": text,
+        "negative_prompt_embeds": negative,
+        "pooled_prompt_embeds": pooled,
+        "negative_pooled_prompt_embeds": blank,
+        "guidance_scale": 2.0,
+        "output_type": "latent",
+    }
+    return Tiny(pipe, call, (BATCH, 4, 8, 8), guided(2.0, run), "sigmas")
+
+
+def qwen_image() -> Tiny:
+    network = lively(
+        diffusers.QwenImageTransformer2DModel(
+            patch_size=2,
+            in_channels=16,
+            out_channels=4,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=8,
+            axes_dims_rope=(2, 2, 4),
+        )
+    )
+    vae = diffusers.AutoencoderKLQwenImage(
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+    )
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02)
+    pipe = diffusers.QwenImagePipeline(scheduler, vae, None, None, network)
+    text, mask = embeds(BATCH, 3, 8), torch.ones(BATCH, 3, dtype=torch.int64)
+
+    def run(x: Tensor, t: Tensor) -> Tensor:
+        more = {} if "txt_seq_lens" not in network.forward.__code__.co_varnames else {"txt_seq_lens": [3] * len(x)}
+        return network(
+            hidden_states=x,
+            timestep=t / 1000,
+            encoder_hidden_states=per(x, text),
+            encoder_hidden_states_mask=per(x, mask),
+            img_shapes=[[(1, 4, 4)]] * len(x),
+            return_dict=False,
+            **more,
+        )[0]
+
+    call = {"prompt_embeds": text, "prompt_embeds_mask": mask, "height": 16, "width": 16, "output_type": "latent"}
+    made = Tiny(pipe, call, (BATCH, 16, 16), run, "sigmas")
+
+    def noise(seed: int = 5) -> Tensor:
+        drawn = torch.randn(BATCH, 1, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+        return drawn.view(BATCH, 4, 4, 2, 4, 2).permute(0, 2, 4, 1, 3, 5).reshape(BATCH, 16, 16)
+
+    made.noise = noise  # type: ignore[method-assign]
+    return made
+
+
+def ltx() -> Tiny:
+    network = lively(
+        diffusers.LTXVideoTransformer3DModel(
+            in_channels=8,
+            out_channels=8,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            cross_attention_dim=16,
+            num_layers=1,
+            caption_channels=8,
+        )
+    )
+    vae = diffusers.AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=(4, 4, 4, 4),
+        decoder_block_out_channels=(4, 4, 4, 4),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1, 1),
+        spatio_temporal_scaling=(True, True, False, False),
+        decoder_spatio_temporal_scaling=(True, True, False, False),
+        decoder_inject_noise=(False, False, False, False, False),
+        upsample_residual=(False, False, False, False),
+        upsample_factor=(1, 1, 1, 1),
+        timestep_conditioning=False,
+        patch_size=1,
+        patch_size_t=1,
+        encoder_causal=True,
+        decoder_causal=False,
+    )
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.1)
+    pipe = diffusers.LTXPipeline(scheduler, vae, None, None, network)
+    pipe.vae_spatial_compression_ratio, pipe.vae_temporal_compression_ratio = 8, 8
+    text, mask = embeds(BATCH, 3, 8), torch.ones(BATCH, 3)
+
+    def run(x: Tensor, t: Tensor) -> Tensor:
+        return network(
+            hidden_states=x,
+            encoder_hidden_states=per(x, text),
+            timestep=t,
+            encoder_attention_mask=per(x, mask),
+            num_frames=2,
+            height=4,
+            width=4,
+            rope_interpolation_scale=(8 / 25, 8, 8),
+            return_dict=False,
+        )[0]
+
+    call = {"prompt_embeds": text, "prompt_attention_mask": mask, "guidance_scale": 1.0, "num_frames": 9}
+    made = Tiny(pipe, {**call, "height": 32, "width": 32, "output_type": "latent"}, (BATCH, 32, 8), run, "timesteps")
+
+    def noise(seed: int = 5) -> Tensor:
+        drawn = torch.randn(BATCH, 8, 2, 4, 4, generator=torch.Generator().manual_seed(seed))
+        return drawn.flatten(2).transpose(1, 2)
+
+    made.noise = noise  # type: ignore[method-assign]
+    return made
+
+
+def cogvideox() -> Tiny:
+    network = lively(
+        diffusers.CogVideoXTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=16,
+            in_channels=4,
+            out_channels=4,
+            time_embed_dim=4,
+            text_embed_dim=8,
+            num_layers=1,
+            sample_width=4,
+            sample_height=4,
+            sample_frames=9,
+            patch_size=2,
+            temporal_compression_ratio=4,
+            max_text_seq_length=3,
+        )
+    )
+    vae = diffusers.AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 4,
+        up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=(4, 4, 4, 4),
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+        temporal_compression_ratio=4,
+    )
+    scheduler = diffusers.CogVideoXDDIMScheduler(
+        **SD, prediction_type="v_prediction", snr_shift_scale=3.0, rescale_betas_zero_snr=True
+    )
+    pipe = diffusers.CogVideoXPipeline(None, None, vae, network, scheduler)
+    text, negative = embeds(BATCH, 3, 8), embeds(BATCH, 3, 8, seed=2)
+
+    def run(x: Tensor, t: Tensor) -> Tensor:
+        return network(hidden_states=x, encoder_hidden_states=halves(x, negative, text), timestep=t, return_dict=False)[
+            0
+        ]
+
+    call = {"prompt_embeds": text, "negative_prompt_embeds": negative, "guidance_scale": 2.0, "num_frames": 9}
+    return Tiny(
+        pipe,
+        {**call, "height": 32, "width": 32, "output_type": "latent"},
+        (BATCH, 3, 4, 4, 4),
+        guided(2.0, run),
+        "timesteps",
+    )
+
+
+def pixart() -> Tiny:
+    network = lively(
+        diffusers.PixArtTransformer2DModel(
+            sample_size=8,
+            num_layers=1,
+            patch_size=2,
+            attention_head_dim=4,
+            num_attention_heads=2,
+            caption_channels=8,
+            cross_attention_dim=8,
+            in_channels=4,
+            out_channels=8,
+            use_additional_conditions=False,
+        )
+    )
+    scheduler = diffusers.DPMSolverMultistepScheduler(use_karras_sigmas=True)
+    pipe = diffusers.PixArtAlphaPipeline(None, None, image_vae(), network, scheduler)
+    text, negative = embeds(BATCH, 3, 8), embeds(BATCH, 3, 8, seed=2)
+    mask = torch.ones(BATCH, 3)
+
+    def run(x: Tensor, t: Tensor) -> Tensor:
+        return network(
+            x,
+            encoder_hidden_states=halves(x, negative, text),
+            encoder_attention_mask=halves(x, mask, mask),
+            timestep=t,
+            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+            return_dict=False,
+        )[0]
+
+    guided_run = guided(3.0, run)
+    call: dict[str, Any] = {
+        "prompt_embeds": text,
+        "prompt_attention_mask": mask,
+        "negative_prompt": None,
+        "negative_prompt_embeds": negative,
+        "negative_prompt_attention_mask": mask,
+        "guidance_scale": 3.0,
+        "use_resolution_binning": False,
+        "height": 16,
+        "width": 16,
+        "output_type": "latent",
+    }
+    return Tiny(pipe, call, (BATCH, 4, 8, 8), lambda x, t: guided_run(x, t)[:, :4], "sigmas, timesteps")
+
+
+def sana() -> Tiny:
+    network = lively(
+        diffusers.SanaTransformer2DModel(
+            patch_size=1,
+            in_channels=4,
+            out_channels=4,
+            num_layers=1,
+            num_attention_heads=2,
+            attention_head_dim=4,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=4,
+            cross_attention_dim=8,
+            caption_channels=8,
+            sample_size=8,
+        )
+    )
+    vae = diffusers.AutoencoderDC(
+        in_channels=3,
+        latent_channels=4,
+        attention_head_dim=2,
+        encoder_block_types=("ResBlock", "ResBlock"),
+        decoder_block_types=("ResBlock", "ResBlock"),
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        encoder_qkv_multiscales=((), ()),
+        decoder_qkv_multiscales=((), ()),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        downsample_block_type="conv",
+        upsample_block_type="interpolate",
+        decoder_norm_types="rms_norm",
+        decoder_act_fns="silu",
+        scaling_factor=0.41407,
+    )
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    pipe = diffusers.SanaPipeline(None, None, vae, network, scheduler)
+    text, mask = embeds(BATCH, 3, 8), torch.ones(BATCH, 3)
+
+    def run(x: Tensor, t: Tensor) -> Tensor:
+        return network(
+            x,
+            encoder_hidden_states=per(x, text),
+            encoder_attention_mask=per(x, mask),
+            timestep=t * network.config.timestep_scale,
+            return_dict=False,
+        )[0]
+
+    call: dict[str, Any] = {
+        "prompt_embeds": text,
+        "prompt_attention_mask": mask,
+        "negative_prompt": None,
+        "guidance_scale": 1.0,
+        "use_resolution_binning": False,
+        "height": 32,
+        "width": 32,
+        "output_type": "latent",
+    }
+    return Tiny(pipe, call, (BATCH, 4, 16, 16), run, "sigmas, timesteps")
+
+
+PIPELINES = {
+    "StableDiffusion3Pipeline": stable_diffusion_3,
+    "QwenImagePipeline": qwen_image,
+    "LTXPipeline": ltx,
+    "CogVideoXPipeline": cogvideox,
+    "PixArtAlphaPipeline": pixart,
+    "SanaPipeline": sana,
+}
