@@ -41,13 +41,14 @@ def distil(
     free: bool,
     candidates: int | None = None,
     beam: int = 1,
+    weight: Tensor | None = None,
 ) -> Generator[Ask, Tensor, Distilled]:
     """noise: [B, *shape]. t: float64 [N + 1], the teacher's grid. samples: which rows of the search's noise these are.
     candidates: how many nodes besides the clean one are looked at; None: all. The rest as for `run_stages`."""
     nodes = torch.arange(len(t)) if candidates is None else place(t, teacher.turning, candidates)
     few = teacher if len(nodes) == len(t) else teacher.at(nodes)
     times = t[nodes]
-    scales = _scales(noise, times, few, solver) if free else times
+    scales = _scales(noise, times, few, solver, weight) if free else times
     starts = noise.flatten(1)[:, None] * scales.to(noise)[:, None] if free else few.states
     stages = yield from run_stages(
         starts,
@@ -61,6 +62,7 @@ def distil(
         free=free,
         beam=beam,
         nodes=nodes,
+        weight=weight,
     )
     plans = []
     for budget in range(1, steps + 1):
@@ -87,11 +89,12 @@ def _plan(solver: solvers.Solver, t: Tensor, nodes: Tensor, scale: Tensor, coeff
     )
 
 
-def _scales(noise: Tensor, times: Tensor, teacher: Teacher, solver: solvers.Solver) -> Tensor:
+def _scales(noise: Tensor, times: Tensor, teacher: Teacher, solver: solvers.Solver, weight: Tensor | None) -> Tensor:
     """float64 [M]: what the noise is multiplied with where a path starts at a node: the flow time; for fitted
     coefficients the multiple of the noise that is nearest to the teacher's states there."""
     if not isinstance(solver, solvers.Fitted):
         return times
     unit = noise.flatten(1).double()
-    fitted = [float((unit * teacher.states[:, node]).sum() / unit.square().sum()) for node in range(len(times) - 1)]
+    felt = unit if weight is None else unit * weight.double()
+    fitted = [float((felt * teacher.states[:, node]).sum() / (felt * unit).sum()) for node in range(len(times) - 1)]
     return torch.tensor([*fitted, 0.0], dtype=torch.float64)

@@ -32,21 +32,23 @@ def propose(
     times: Tensor,
     sources: tuple[int, int],
     joint: bool,
+    weight: Tensor | None = None,
 ) -> Proposal:
     """basis: P tensors [B, M, D]. target: [B, M, D], the teacher's states. past: float64 [M, P - 2] or [B, M, P - 2],
     the flow times of the earlier evaluations in each node's basis, NaN where there are fewer. times: float64 [M].
-    sources: the half-open range of nodes that steps leave from. joint: the samples share one choice."""
+    sources: the half-open range of nodes that steps leave from. joint: the samples share one choice. weight: [D], of
+    the numbers of a state; None: all 1."""
     history = torch.cat([times.expand(past.shape[:-1])[..., None], past], -1).unsqueeze(-2)
 
     def cost_of(coefficients: Tensor) -> Tensor:
-        return kernels.pairwise_cost(basis, coefficients, target, sources=sources, joint=joint)
+        return kernels.pairwise_cost(basis, coefficients, target, weight=weight, sources=sources, joint=joint)
 
     if isinstance(solver, solvers.Mixed):
         offers = [Proposal(each, cost_of(each)) for each in solver.choices(history, times)]
         return _nearest(offers, joint)
     coefficients = solver.coefficients(history, times)
     if isinstance(solver, solvers.Fitted):
-        coefficients = fit(basis, target, coefficients, sources, solver.ridge)
+        coefficients = fit(basis, target, coefficients, sources, solver.ridge, weight)
     return Proposal(coefficients, cost_of(coefficients))
 
 
@@ -69,7 +71,14 @@ def _nearest(offers: list[Proposal], joint: bool) -> Proposal:
     return best
 
 
-def fit(basis: list[Tensor], target: Tensor, near: Tensor, sources: tuple[int, int], ridge: float | None) -> Tensor:
+def fit(
+    basis: list[Tensor],
+    target: Tensor,
+    near: Tensor,
+    sources: tuple[int, int],
+    ridge: float | None,
+    weight: Tensor | None = None,
+) -> Tensor:
     """float64 [M, M, P]: the least-squares coefficients of every step, over all samples; elsewhere `near`.
 
     ridge: None: cross-validated. The moments come a few samples at a time. The other arguments are those of `propose`.
@@ -81,7 +90,9 @@ def fit(basis: list[Tensor], target: Tensor, near: Tensor, sources: tuple[int, i
     moment = torch.zeros(folds, count, count, width, dtype=torch.float64)
     for low in range(0, batch, rows):
         part = slice(low, low + rows)
-        products, moments = kernels.gram([vectors[part] for vectors in basis], target[part], sources=sources)
+        products, moments = kernels.gram(
+            [vectors[part] for vectors in basis], target[part], weight=weight, sources=sources
+        )
         for fold in range(folds):  # sample b is in fold b % folds
             gram[fold] += products[fold::folds].sum(0).cpu()
             moment[fold] += moments[fold::folds].sum(0).cpu()

@@ -43,6 +43,7 @@ def dp_search(
     nodes: str = "any",
     beam: int = 1,
     refine: str | None = None,
+    weight: Tensor | None = None,
     cond: Mapping[str, Tensor] | None = None,
     batch_size: int | None = None,
     store: str = "auto",
@@ -74,6 +75,9 @@ def dp_search(
     beam: how many states a node keeps; above 1 only with share "joint".
     refine: "nodes" or "gradient": brings the schedule of the largest budget, and that alone, nearer to the teacher
         (`oss_ext.refine` with its defaults, same noises and grid; progress then counts anew); only with share "joint".
+    weight: [...], as one sample, >= 0: of the squared differences in every cost, and in least squares; mean 1 keeps
+        costs in the usual units (`integrations.video.cost_weight` for some frames and channels). Candidates are placed
+        without it. Not with solver "auto" or `refine`.
     cond: tensors [B, ...], handed to the network by name.
     batch_size: network inputs a batch; None: 2^20 numbers, at most 256 inputs.
     store: where the states are kept: "device": beside the noise; "host": in host memory, from where batches go to the
@@ -95,13 +99,13 @@ def dp_search(
     progress = check_progress(progress)
     rows = pick_batch_size(batch_size, noise[0].numel())
     _check_metadata(metadata)
-    _check_refine(refine, noise, share, nodes)
+    _check_refine(refine, noise, share, nodes, weight)
 
     def make_grid(name: str, count: int) -> Tensor:
         stock = grids.for_model(name, count, model)
         return stock if nodes == "any" else grids.on_whole_timesteps(stock, model)
 
-    def core_on(noise: Tensor, solver: str | solvers.Solver | Auto) -> Core:
+    def core_on(noise: Tensor, solver: str | solvers.Solver | Auto, weight: Tensor | None = None) -> Core:
         return dp_core(
             noise,
             t,
@@ -112,11 +116,12 @@ def dp_search(
             teacher_solver=teacher_solver,
             candidates=candidates,
             beam=beam,
+            weight=weight,
             store=store,
             make_grid=make_grid,
         )
 
-    core = core_on(noise, solver)
+    core = core_on(noise, solver, weight)
     total = _count(core_on, len(noise), steps, solver) if progress else 0
     with Counter(total, progress, "search") as counter:
         found = drive(core, model, cond=given, dtype=noise.dtype, batch_size=rows, counter=counter, device=noise.device)
@@ -160,7 +165,7 @@ def _count(
     return rehearse(core_on(torch.ones(few, 1), solver)) * samples // few
 
 
-def _check_refine(refine: Any, noise: Tensor, share: str, nodes: str) -> None:
+def _check_refine(refine: Any, noise: Tensor, share: str, nodes: str, weight: Tensor | None) -> None:
     if refine is None:
         return
     choice("refine", refine, METHODS)
@@ -168,6 +173,8 @@ def _check_refine(refine: Any, noise: Tensor, share: str, nodes: str) -> None:
         raise ValueError(f"share: got {share!r} with refine {refine!r}, wanted 'joint'")
     if refine == "gradient" and nodes == "integer":
         raise ValueError("refine: got 'gradient' with nodes 'integer', off which it moves the times, wanted 'nodes'")
+    if weight is not None:
+        raise ValueError(f"weight: got one with refine {refine!r}, which lowers the unweighted distance, wanted None")
     if refine == "gradient" and len(noise) < 2:
         raise ValueError("noise: got 1 sample with refine 'gradient', wanted at least 2: some of them only judge")
 

@@ -23,7 +23,7 @@ from oss_ext.objective import OBJECTIVES
 from oss_ext.plan import Plan
 from oss_ext.store import home, states_of_search
 from oss_ext.teacher import DEFAULT_SOLVER, Ask, Teacher, check_guide, integrate
-from oss_ext.validate import check_noise, choice, whole_number
+from oss_ext.validate import check_noise, check_weight, choice, whole_number
 from oss_ext.walks import run, squared_error
 
 SHARES = ("joint", "median", "per_sample")
@@ -78,6 +78,7 @@ def dp_core(
     teacher_solver: str | solvers.Solver = DEFAULT_SOLVER,
     candidates: int | None = None,
     beam: int = 1,
+    weight: Tensor | None = None,
     store: str = "device",
     make_grid: MakeGrid = grids.make,
 ) -> Core:
@@ -120,13 +121,17 @@ def dp_core(
     device, noise = noise.device, noise.to(state_dtype(noise.dtype))
     tried = [*scheme.searched, *scheme.free] if isinstance(scheme, Auto) else [scheme]
     history = max(solvers.get(each).history for each in tried)
+    felt = check_weight(weight, noise)
+    if felt is not None and isinstance(scheme, Auto):
+        raise ValueError("weight: got one with solver 'auto', which judges by the unweighted distance, wanted another")
     noise = noise.to(home(store, noise, states_of_search(last + 1, 1 + (candidates or last), history, beam)))
+    felt = None if felt is None else felt.flatten().to(noise)
     tally = _Tally(len(noise))
     options: dict[str, Any] = {"free": start == "free", "candidates": candidates, "beam": beam}
     if isinstance(scheme, Auto):
         core = _auto(noise, t, steps, scheme, make_grid, guide, tally, options)
     else:
-        core = _one(noise, t, steps, scheme, share, guide, tally, options)
+        core = _one(noise, t, steps, scheme, share, guide, tally, options, felt)
     return _checked(core, device)
 
 
@@ -229,10 +234,13 @@ def _one(
     guide: solvers.Solver,
     tally: _Tally,
     options: dict[str, Any],
+    weight: Tensor | None,
 ) -> Core:
     everyone = slice(0, len(noise))
     teacher: Teacher = yield from tally("teacher", integrate(noise, t, guide, everyone))
-    search = distil(noise, t, steps, solver, teacher, samples=everyone, joint=share == "joint", **options)
+    search = distil(
+        noise, t, steps, solver, teacher, samples=everyone, joint=share == "joint", weight=weight, **options
+    )
     distilled = yield from tally("search", search)
     plans, endpoints = distilled.plans, distilled.endpoints
     if share == "median":
@@ -258,7 +266,7 @@ def _one(
         start="free" if options["free"] else "fixed",
         samples=len(noise),
         plans=dict(enumerate(plans, start=1)),
-        costs={k: squared_error(state, target) for k, state in enumerate(endpoints, start=1)},
+        costs={k: squared_error(state, target, weight) for k, state in enumerate(endpoints, start=1)},
         endpoints={k: state.view(noise.shape) for k, state in enumerate(endpoints, start=1)},
         teacher=target.view(noise.shape),
         values=distilled.values,

@@ -72,13 +72,14 @@ def run_stages(
     free: bool,
     beam: int = 1,
     nodes: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> Generator[Ask, Tensor, list[Stage]]:
     """Stages 1..steps. Stage k evaluates the nodes that k - 1 steps reach, k - 1..M - 2, and nothing else; stage 1 has
     the teacher's evaluation at node 0, and with `free` evaluates the others at their `starts`.
 
     starts: [B, M, D], float32 or float64: where a path may begin. t: float64 [M] on the CPU. shape: of a sample.
     samples: which rows of the search's noise these are. beam: W; above 1 only with `joint`.
-    nodes: int64 [M], what the asks call the nodes; None: 0..M - 1.
+    nodes: int64 [M], what the asks call the nodes; None: 0..M - 1. weight: [D], of the numbers of a state in the costs.
     """
     last = len(t) - 1
     nodes = torch.arange(last + 1) if nodes is None else nodes
@@ -103,9 +104,9 @@ def run_stages(
             sent = yield Ask(table.states[:, index].unflatten(2, shape), t[at], samples, nodes[at])
             table.output[:, index] = sent.flatten(2)
         won = (
-            _beam_winners(table, times, teacher.states, solver, beam)
+            _beam_winners(table, times, teacher.states, solver, beam, weight)
             if beam > 1
-            else _winners(table, times, teacher.states, solver, joint)
+            else _winners(table, times, teacher.states, solver, joint, weight)
         )
         _check_reached(won.backpointers[..., : last + 1], budget, nodes)
         stages.append(
@@ -171,7 +172,9 @@ def _next(table: _Table, won: _Winners, times: Tensor, solver: solvers.Solver) -
     return _Table(won.states, torch.empty_like(won.states), earlier, past, sources)
 
 
-def _winners(table: _Table, times: Tensor, target: Tensor, solver: solvers.Solver, joint: bool) -> _Winners:
+def _winners(
+    table: _Table, times: Tensor, target: Tensor, solver: solvers.Solver, joint: bool, weight: Tensor | None
+) -> _Winners:
     """One state a node. Coefficients of samples with paths of their own come in chunks."""
     basis = [table.states, table.output, *table.earlier]
     batch, count = basis[0].shape[:2]
@@ -182,7 +185,7 @@ def _winners(table: _Table, times: Tensor, target: Tensor, solver: solvers.Solve
         part = slice(low, low + size)
         piece = [vectors[part] for vectors in basis]
         past = table.past[part] if own else table.past
-        offer = propose(solver, piece, target[part], past, times, table.sources[0], joint)
+        offer = propose(solver, piece, target[part], past, times, table.sources[0], joint, weight)
         values, backpointers = kernels.min_reduce(offer.cost, joint=joint)
         chosen = _best(offer.coefficients, backpointers) if solvers.is_searched(solver) else None
         parts.append(_Winners(values, backpointers, chosen, kernels.advance(piece, offer.coefficients, backpointers)))
@@ -205,7 +208,9 @@ def _best(coefficients: Tensor, backpointers: Tensor) -> Tensor:
     return coefficients.expand(*shape, *coefficients.shape[-3:]).gather(-3, index).squeeze(-3)
 
 
-def _beam_winners(table: _Table, times: Tensor, target: Tensor, solver: solvers.Solver, beam: int) -> _Winners:
+def _beam_winners(
+    table: _Table, times: Tensor, target: Tensor, solver: solvers.Solver, beam: int, weight: Tensor | None
+) -> _Winners:
     """The `beam` best states of every node. Among equal costs the noisiest node wins, then the better rank."""
     count = len(times)
     basis = [table.states, table.output, *table.earlier]
@@ -213,7 +218,7 @@ def _beam_winners(table: _Table, times: Tensor, target: Tensor, solver: solvers.
     for rank, sources in enumerate(table.sources):
         rows = slice(rank * count, (rank + 1) * count)
         piece = [vectors[:, rows] for vectors in basis]
-        offers.append(propose(solver, piece, target, table.past[rows], times, sources, joint=True))
+        offers.append(propose(solver, piece, target, table.past[rows], times, sources, True, weight))
     cost = torch.stack([offer.cost.sum(0, dtype=torch.float64) for offer in offers], 1)  # [M, W, M]
     ordered = torch.where(cost.isfinite(), cost, torch.inf).flatten(0, 1).sort(dim=0, stable=True)
     values, order = ordered.values[:beam], ordered.indices[:beam]

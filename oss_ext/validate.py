@@ -54,6 +54,24 @@ def check_noise(noise: Any) -> Tensor:
     return noise.detach()
 
 
+def check_weight(weight: Any, noise: Tensor) -> Tensor | None:
+    """`weight` detached: floating, of the shape of one sample of `noise`, on its device, >= 0, finite, not all 0."""
+    if weight is None:
+        return None
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        came = f"a tensor of {weight.dtype}" if isinstance(weight, Tensor) else type(weight).__name__
+        raise TypeError(f"weight: got {came}, wanted a floating tensor {list(noise.shape[1:])}")
+    if weight.shape != noise.shape[1:]:
+        raise ValueError(
+            f"weight: got shape {list(weight.shape)}, wanted {list(noise.shape[1:])}, that of a sample of the noise"
+        )
+    if weight.device != noise.device:
+        raise ValueError(f"weight: got device {weight.device}, wanted {noise.device}, where the noise is")
+    if not bool(torch.isfinite(weight).all()) or bool((weight < 0).any()) or not bool((weight > 0).any()):
+        raise ValueError("weight: wanted finite numbers >= 0, at least one of them above 0")
+    return weight.detach()
+
+
 def check_cond(cond: Any, noise: Tensor) -> dict[str, Tensor]:
     """`cond` as a dict of tensors [B, ...] on the device of `noise` [B, ...]; None is an empty dict."""
     if cond is None:
