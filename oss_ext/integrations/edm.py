@@ -33,11 +33,6 @@ class RoundedEDMModel(EDMModel):
         super().__init__(fn, float(levels[0]), float(levels[-1]))
         self.flow_table = levels / (1 + levels)
 
-    def integer_times(self) -> Tensor:
-        """float64 [T], descending: the flow times of its levels."""
-        assert self.flow_table is not None
-        return self.flow_table.flip(0)
-
     def describe(self) -> dict[str, Any]:
         assert self.flow_table is not None
         return {**super().describe(), "levels": len(self.flow_table)}

@@ -57,7 +57,6 @@ def test_a_network_with_a_table_of_levels_is_asked_at_those():
     assert inside[-1].item() == pytest.approx(85.547, abs=1e-3)
     torch.testing.assert_close(model.sigmas(model.flow_table), inside)
     assert model.describe()["levels"] == len(inside)
-    assert torch.equal(model.integer_times(), model.flow_table.flip(0))
     asked = []
     model.fn, real = (lambda x, sigma, **cond: asked.extend(sigma.tolist()) or real(x, sigma, **cond)), model.fn
     result = oss_ext.dp_search(

@@ -173,9 +173,17 @@ def test_autocast_holds_for_the_network_alone():
 def test_whole_timesteps_survive_rounding():
     model = wan.denoiser(tiny("Wan"), guidance=None)
     whole = torch.arange(1000, 0, -1, dtype=torch.float64)
-    assert torch.equal(model.timesteps(whole / 1000), whole) and torch.equal(model.integer_times(), whole / 1000)
-    grid = oss_ext.grids.snap(oss_ext.grids.make("flow:shift=8", 200), model.integer_times())
+    assert torch.equal(model.timesteps(whole / 1000), whole)
+    assert torch.equal(model.flow_table.flip(0), whole / 1000)
+    grid = oss_ext.grids.snap(oss_ext.grids.make("flow:shift=8", 200), model.flow_table.flip(0))
     assert torch.equal(model.timesteps(grid[:-1]), (1000 * grid[:-1]).round())
+    noise, _, _, cond, null = wan_parts()
+    model = wan.denoiser(tiny("Wan"), null=null)
+    schedule = oss_ext.dp_search(
+        model, noise, 3, teacher_steps=30, grid="flow:shift=5", nodes="integer", cond=cond
+    ).schedule
+    close(schedule.timesteps, 1000 * schedule.t[:-1], atol=1e-9)
+    assert wan.denoiser(tiny("Wan"), truncate=False).flow_table is None
     assert torch.equal(
         model.timesteps(torch.tensor([0.57, 0.99999], dtype=torch.float64)), torch.tensor([570.0, 999.0]).double()
     )
