@@ -47,7 +47,7 @@ class AppliedScheduler(PipelineScheduler):
 
     @property
     def start_scale(self) -> float:
-        return self.running.noise_scale * self.family.input_scale(float(self.running.t[0]))
+        return self.running.noise_scale * self._scale(0)
 
     @property
     def step_index(self) -> int | None:
@@ -104,7 +104,7 @@ class AppliedScheduler(PipelineScheduler):
         for node in nodes.tolist():
             t = float(self.running.t[node])
             # At the very start as the schedule wants it, which may be another multiple of the noise.
-            rows.append((1 - t, self.running.noise_scale if node == 0 else t, self.family.input_scale(t)))
+            rows.append((1 - t, self.running.noise_scale if node == 0 else t, self._scale(node)))
         keep, add, scale = (
             torch.tensor(column, dtype=torch.float64, device=noise.device)
             .to(wide(noise).dtype)
@@ -129,8 +129,8 @@ class AppliedScheduler(PipelineScheduler):
             raise RuntimeError(f"step: got one more after the schedule's {self.steps}; call set_timesteps first")
         t = float(self.running.t[n])
         if n > 0 and not torch.equal(self._latents(n, sample.dtype), sample):
-            self._walk.state = wide(sample) / self.family.input_scale(t)
-        of_state, of_output = self.family.velocity_weights(t)
+            self._walk.state = wide(sample) / self._scale(n)
+        of_state, of_output = self.family.velocity_weights(float(self.running.told[n]))
         velocity = output.to(self._walk.state.dtype) * of_output
         if of_state:
             velocity = velocity + self._walk.state * of_state
@@ -179,10 +179,14 @@ class AppliedScheduler(PipelineScheduler):
                 stacklevel=2,
             )
         self._index = 0
-        state = state * (scale / self.family.input_scale(float(self.running.t[0])))
+        state = state * (scale / self._scale(0))
         self._walk = solvers.Walk(state, self.running.carries, self.running.coefficients.shape[1] - 2)
+
+    def _scale(self, node: int) -> float:
+        """Latents in the loop / state: what the network is fed at the time that it is told; 1 at the end."""
+        return 1.0 if node == self.steps else self.family.input_scale(float(self.running.told[node]))
 
     def _latents(self, node: int, dtype: torch.dtype) -> Tensor:
         assert self._walk is not None
-        scale = self.family.input_scale(float(self.running.t[node]))
+        scale = self._scale(node)
         return (self._walk.state * scale if scale != 1 else self._walk.state).to(dtype)

@@ -6,7 +6,7 @@ from typing import Any
 
 import diffusers
 import torch
-from tiny import BATCH, SD, Tiny, embeds, guided, halves, image_vae, lively, per
+from integrations.diffusers.tiny import BATCH, SD, Tiny, embeds, guided, halves, image_vae, lively, per
 from torch import Tensor
 
 
