@@ -1,8 +1,8 @@
-"""Answers what a search asks with a model."""
+"""Answers what a search asks: with anything, or with a model."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import TypeVar
 
 import torch
@@ -16,6 +16,17 @@ from oss_ext.teacher import Ask
 Found = TypeVar("Found")
 
 
+def answer(core: Generator[Ask, Tensor, Found], reply: Callable[[Ask], Tensor]) -> Found:
+    """Sends `core` the reply to every ask, and returns what it returns."""
+    try:
+        ask = next(core)
+        while True:
+            ask = core.send(reply(ask))
+    except StopIteration as done:
+        found: Found = done.value
+        return found
+
+
 def drive(
     core: Generator[Ask, Tensor, Found],
     model: Denoiser,
@@ -26,25 +37,20 @@ def drive(
     counter: Counter,
     device: torch.device | None = None,
 ) -> Found:
-    """Answers every ask of `core` with `model`, and returns what it returns; see `evaluate` for the arguments and the
-    errors."""
-    try:
-        ask = next(core)
-        while True:
-            names = ask.nodes.tolist() if ask.nodes is not None else None
-            velocities = evaluate(
-                model,
-                ask.states,
-                ask.t,
-                cond={key: value[ask.samples] for key, value in cond.items()},
-                dtype=dtype,
-                batch_size=batch_size,
-                labels=names,
-                first_sample=ask.samples.start,
-                tick=counter.add,
-                device=device,
-            )
-            ask = core.send(velocities)
-    except StopIteration as done:
-        found: Found = done.value
-        return found
+    """`answer` with `model`; see `evaluate` for the arguments and the errors."""
+
+    def reply(ask: Ask) -> Tensor:
+        return evaluate(
+            model,
+            ask.states,
+            ask.t,
+            cond={key: value[ask.samples] for key, value in cond.items()},
+            dtype=dtype,
+            batch_size=batch_size,
+            labels=ask.nodes.tolist() if ask.nodes is not None else None,
+            first_sample=ask.samples.start,
+            tick=counter.add,
+            device=device,
+        )
+
+    return answer(core, reply)

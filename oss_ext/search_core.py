@@ -6,7 +6,7 @@ samples may share.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -17,6 +17,7 @@ from oss_ext import grids, solvers
 from oss_ext.auto import Auto, MakeGrid, Row, run_auto
 from oss_ext.candidates import default_count
 from oss_ext.distil import distil
+from oss_ext.drive import answer
 from oss_ext.evaluate import state_dtype
 from oss_ext.median import elementwise_median
 from oss_ext.objective import OBJECTIVES
@@ -135,19 +136,21 @@ def dp_core(
     return _checked(core, device)
 
 
-def rehearse(core: Core) -> int:
+def rehearse(core: Core, count: Callable[[Ask], int] | None = None) -> int:
     """Evaluations of all its samples together that a core asks for, found by answering every ask with random numbers.
 
     For a core whose noise has the true number of samples but one number each, so that it costs next to nothing.
+    count: of an ask, where something else is counted.
     """
     total, generator = 0, torch.Generator().manual_seed(0)
-    try:
-        ask = next(core)
-        while True:
-            total += ask.states.shape[0] * ask.states.shape[1]
-            ask = core.send(torch.randn(ask.states.shape, generator=generator))
-    except StopIteration:
-        return total
+
+    def reply(ask: Ask) -> Tensor:
+        nonlocal total
+        total += ask.states.shape[0] * ask.states.shape[1] if count is None else count(ask)
+        return torch.randn(ask.states.shape, generator=generator)
+
+    answer(core, reply)
+    return total
 
 
 class _Tally:
