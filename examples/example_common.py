@@ -100,9 +100,10 @@ def search(
     *,
     grid: str,
     integer: bool = False,
+    weight: Tensor | None = None,
     **metadata: Any,
 ) -> oss_ext.SearchResult:
-    """Searches every budget up to --steps and writes the schedules."""
+    """Searches every budget up to --steps and writes the schedules. integer: whole timesteps only."""
     result = oss_ext.dp_search(
         model,
         noise,
@@ -112,6 +113,7 @@ def search(
         solver=args.solver,
         nodes="integer" if integer else "any",
         cond=cond,
+        weight=weight,
         batch_size=args.batch_size,
         progress=not args.tiny,
         metadata={"tiny": True} if args.tiny else metadata,

@@ -20,6 +20,7 @@ from tiny_networks import TINY_TEXT, STDiT3
 from torch import Tensor, nn
 
 from oss_ext.integrations import open_sora
+from oss_ext.integrations.video import cost_weight
 
 
 def load(args) -> nn.Module:
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     made.add_argument("--frames", type=int, default=102, help="of the video, a multiple of 17: 102 is 4 s")
     made.add_argument("--fps", type=float, default=24)
     made.add_argument("--size", type=int, nargs=2, default=(720, 1280), metavar=("HEIGHT", "WIDTH"))
+    made.add_argument("--cost-frames", type=int, help="latent frames that the cost looks at; the paper: 6 (all)")
     args = parse(made, argv, "repo", "checkpoint")
     if not args.tiny and args.prompts is None and args.embeddings is None:
         made.error("--prompts or --embeddings is needed without --tiny")
@@ -72,8 +74,14 @@ def main(argv: list[str] | None = None) -> None:
 
     grid = f"flow:shift={open_sora.shift(args.frames, height, width)}"
     model = open_sora.denoiser(net, guidance=args.guidance, null={"y": null})
-    told = {"checkpoint": str(args.checkpoint), "guidance": args.guidance, "latents": [4, *latent]}
-    result = search(args, model, *draw(args.samples), grid=grid, **told)
+    told = {
+        "checkpoint": str(args.checkpoint),
+        "guidance": args.guidance,
+        "latents": [4, *latent],
+        "cost_frames": args.cost_frames,
+    }
+    weight = cost_weight((4, *latent), frames=args.cost_frames) if args.cost_frames else None
+    result = search(args, model, *draw(args.samples), grid=grid, weight=weight, **told)
     compare(args, model, result, *draw(args.show), grid=grid)
 
 

@@ -18,6 +18,7 @@ from tiny_networks import TINY_TEXT, Wan
 from torch import Tensor
 
 from oss_ext.integrations import wan
+from oss_ext.integrations.video import cost_weight
 
 
 def embed(args) -> tuple[Tensor, Tensor]:
@@ -49,6 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     made.add_argument("--shift", type=float, default=wan.SHIFT)
     made.add_argument("--frames", type=int, default=81)
     made.add_argument("--size", type=int, nargs=2, default=(480, 832), metavar=("HEIGHT", "WIDTH"))
+    made.add_argument("--cost-frames", type=int, help="latent frames that the cost looks at; the paper: 4 (all)")
     args = parse(made, argv, "repo", "checkpoint")
     if not args.tiny and args.prompts is None and args.embeddings is None:
         made.error("--prompts or --embeddings is needed without --tiny")
@@ -72,8 +74,14 @@ def main(argv: list[str] | None = None) -> None:
     grid = f"flow:shift={args.shift}"
     autocast = torch.bfloat16 if args.device.type == "cuda" else None
     model = wan.denoiser(net, guidance=args.guidance, null={"context": null}, autocast=autocast)
-    told = {"checkpoint": str(args.checkpoint), "guidance": args.guidance, "latents": list(shape)}
-    result = search(args, model, *draw(args.samples), grid=grid, **told)
+    told = {
+        "checkpoint": str(args.checkpoint),
+        "guidance": args.guidance,
+        "latents": list(shape),
+        "cost_frames": args.cost_frames,
+    }
+    weight = cost_weight(shape, frames=args.cost_frames) if args.cost_frames else None
+    result = search(args, model, *draw(args.samples), grid=grid, weight=weight, **told)
     compare(args, model, result, *draw(args.show), grid=grid)
 
 

@@ -76,6 +76,19 @@ def test_a_schedule_for_the_repositorys_own_loop(run, tmp_path):
     assert torch.equal(schedule.timesteps, schedule.timesteps.round()) and f"use_timesteps: {wanted}" in printed
 
 
+@pytest.mark.parametrize("name", ["search_wan", "search_open_sora"])
+def test_costs_of_some_frames(name, run, tmp_path):
+    for frames in (1, 2, 3):
+        folder = tmp_path / str(frames)
+        run(EXAMPLES / f"{name}.py", "--tiny", "--output", folder, "--device", "cpu", "--cost-frames", frames)
+    all_of = 3 if name == "search_wan" else 5
+    run(EXAMPLES / f"{name}.py", "--tiny", "--output", tmp_path / "all", "--device", "cpu")
+    run(EXAMPLES / f"{name}.py", "--tiny", "--output", tmp_path / "each", "--device", "cpu", "--cost-frames", all_of)
+    costs = {each.name: oss_ext.Schedule.load(each / "schedule.json").provenance.cost for each in tmp_path.iterdir()}
+    assert costs["each"] == pytest.approx(costs["all"], rel=1e-5)
+    assert len({costs[key] for key in ("1", "2", "all")}) == 3
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_without_tiny_the_repository_is_asked_for(name, run, capsys):
     with pytest.raises(SystemExit) as stopped:

@@ -1,4 +1,8 @@
-"""Cost weights that look at a part of a video's latents."""
+"""Cost weights that look at a part of a video's latents.
+
+weight = video.cost_weight(noise.shape[1:], frames=4)
+result = oss_ext.dp_search(model, noise, weight=weight, cond=cond)
+"""
 
 from __future__ import annotations
 

@@ -247,6 +247,15 @@ def test_every_family_is_searched_and_replayed():
         assert cost == pytest.approx(result.schedule.provenance.cost, rel=1e-9)
 
 
+def test_a_search_looks_at_the_chosen_frames():
+    noise, _, _, cond, null = wan_parts()
+    model = wan.denoiser(tiny("Wan"), null=null)
+    weight = cost_weight(noise.shape[1:], frames=[0, 2], channels=[1])
+    result = oss_ext.dp_search(model, noise, 3, teacher_steps=30, grid="flow:shift=5", cond=cond, weight=weight)
+    off = result.schedule.sample(model, noise, cond) - result.teacher
+    assert result.schedule.provenance.cost == pytest.approx(off[:, 1, [0, 2]].square().mean().item(), rel=1e-6)
+
+
 def test_cost_weights_pick_frames_and_channels():
     weight = cost_weight((4, 7, 2, 3), frames=4, channels=[0, 2])
     chosen = weight[:, :, 0, 0] > 0
