@@ -113,7 +113,7 @@ def search(
         solver=args.solver,
         nodes="integer" if integer else "any",
         cond=cond,
-        weight=weight,
+        weight=None if weight is None else weight.to(noise.device),
         batch_size=args.batch_size,
         progress=not args.tiny,
         metadata={"tiny": True} if args.tiny else metadata,
