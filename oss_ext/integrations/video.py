@@ -1,6 +1,6 @@
 """Cost weights that look at a part of a video's latents.
 
-weight = video.cost_weight(noise.shape[1:], frames=4)
+weight = video.cost_weight(noise.shape[1:], frames=4).to(noise.device)
 result = oss_ext.dp_search(model, noise, weight=weight, cond=cond)
 """
 
