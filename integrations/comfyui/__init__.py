@@ -1,4 +1,4 @@
-"""ComfyUI nodes for oss_ext schedules. Put or link this folder into ComfyUI/custom_nodes."""
+"""ComfyUI nodes for oss_ext schedules: see README.md. Put or link this folder into ComfyUI/custom_nodes."""
 
 from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 

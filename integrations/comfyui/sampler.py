@@ -55,9 +55,19 @@ def sampler_of(plan: Plan) -> Sampler:
                     following = following + weight * prediction
             earlier.appendleft(_carried(plan.carries, state, velocity, t))
             state = following
-        return state * levels.scale(plan.t[begin + len(sigmas) - 1])
+        end = plan.t[begin + len(sigmas) - 1]
+        return _unmasked(model, state, extra_args or {}) if end == 0 else state * levels.scale(end)
 
     return sample_oss
+
+
+def _unmasked(model: Any, x0: Tensor, extra_args: dict[str, Any]) -> Tensor:
+    """x0 with the image where an inpainting mask covers it: steps whose coefficients are fitted, or of a high order,
+    leave it there only nearly."""
+    mask, image = extra_args.get("denoise_mask"), getattr(model, "latent_image", None)
+    if mask is None or image is None or "denoise_mask_function" in extra_args.get("model_options", {}):
+        return x0
+    return x0 * mask + image * (1 - mask)
 
 
 def _carried(carries: str, state: Tensor, velocity: Tensor, t: float) -> Tensor:
