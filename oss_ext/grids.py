@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from oss_ext.beta_quantile import beta_quantile
 from oss_ext.models import Denoiser
 from oss_ext.validate import whole_number
 
@@ -79,19 +80,23 @@ def _timestep(table: Tensor, t: float) -> float:
     return low + (value - float(log_sigma[low])) / float(log_sigma[low + 1] - log_sigma[low])
 
 
+def _unshifted(t: float, shift: float) -> float:
+    return t / (shift - (shift - 1) * t)
+
+
+def _shifted(u: Tensor, shift: float) -> Tensor:
+    """The resolution shift u -> k u / (1 + (k-1) u) (Esser et al., arXiv 2403.03206, eq. 23)."""
+    return shift * u / (1 + (shift - 1) * u)
+
+
 def _flow(steps: int, known: _Range, shift: float = 1.0) -> Tensor:
-    """Uniform u, then the resolution shift u -> k u / (1 + (k-1) u) (Esser et al., arXiv 2403.03206, eq. 23)."""
+    """Uniform u, then the resolution shift."""
     if not 0 < shift < math.inf:
         raise ValueError(f"grid: got shift = {shift}, wanted a positive number")
-
-    def unshift(t: float) -> float:
-        return t / (shift - (shift - 1) * t)
-
+    first, last = _unshifted(known.t_max, shift), _unshifted(known.t_min, shift)
     if known.t_min > 0:
-        u = torch.linspace(unshift(known.t_max), unshift(known.t_min), steps, dtype=torch.float64)
-    else:
-        u = torch.linspace(unshift(known.t_max), 0, steps + 1, dtype=torch.float64)[:-1]
-    return shift * u / (1 + (shift - 1) * u)
+        return _shifted(torch.linspace(first, last, steps, dtype=torch.float64), shift)
+    return _shifted(torch.linspace(first, 0, steps + 1, dtype=torch.float64)[:-1], shift)
 
 
 def _edm(
@@ -139,12 +144,58 @@ def _quadratic(steps: int, known: _Range) -> Tensor:
     return _interpolate(table, torch.linspace(math.sqrt(first), math.sqrt(last), steps, dtype=torch.float64) ** 2)
 
 
+def _shape(steps: int, known: _Range, alpha: float = 0.6, beta: float = 0.6, shift: float = 1.0) -> Tensor:
+    """Quantiles of the Beta(alpha, beta) distribution (Lee et al., arXiv 2407.12173), as ComfyUI's "beta" lays them:
+    at 1 - i / steps, along the model's own axis.
+
+    That is the table of timesteps, rounded to whole ones as ComfyUI does unless two would meet (it then makes fewer
+    steps); without a table log sigma between finite ends, and else flow time, with the shift of "flow".
+    """
+    for name, value in (("alpha", alpha), ("beta", beta), ("shift", shift)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"grid: got {name} = {value}, wanted a positive number")
+    place = beta_quantile(1 - torch.arange(steps, dtype=torch.float64) / steps, alpha, beta)
+    if known.table is not None:
+        table, first, last = _timestep_axis(known)
+        timestep = last + place * (first - last)
+        whole = (timestep * 2**20).round().div(2**20).round()  # the median, which often lies half-way, as such
+        return _interpolate(table, whole if bool((whole.diff() < 0).all()) else timestep)
+    if known.t_min > 0 and known.t_max < 1:
+        low, high = _sigma_range(known, None, None)
+        return _sigma_to_t((math.log(low) + place * math.log(high / low)).exp())
+    low, high = (_unshifted(t, shift) for t in (known.t_min, known.t_max))
+    return _shifted(low + place * (high - low), shift)
+
+
+def _kl_optimal(
+    steps: int, known: _Range, std: float = 1.0, sigma_min: float | None = None, sigma_max: float | None = None
+) -> Tensor:
+    """arctan(sigma / std) uniform: of all schedules of Euler's method the one that is best on Gaussian data of standard
+    deviation std (Sabour et al., Align Your Steps, arXiv 2404.14507, section 3.1); with std = 1 what the web UIs call
+    "KL Optimal". Ends that the model leaves open are sigma = inf and 0."""
+    if not 0 < std < math.inf:
+        raise ValueError(f"grid: got std = {std}, wanted a positive number")
+    high = math.inf if known.t_max >= 1 else known.t_max / (1 - known.t_max)
+    low = known.t_min / (1 - known.t_min)
+    high, low = high if sigma_max is None else sigma_max, low if sigma_min is None else sigma_min
+    if not 0 <= low < high:
+        raise ValueError(f"grid: got sigma_min = {low} and sigma_max = {high}, wanted 0 <= sigma_min < sigma_max")
+    first, last = math.atan(std / high), math.atan2(std, low)  # the angle's complement, 0 where sigma is inf
+    if low > 0:
+        angle = torch.linspace(first, last, steps, dtype=torch.float64)
+    else:
+        angle = torch.linspace(first, last, steps + 1, dtype=torch.float64)[:-1]
+    return std * angle.cos() / (angle.sin() + std * angle.cos())
+
+
 _BUILDERS: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
     "flow": (_flow, ("shift",)),
     "edm": (_edm, ("rho", "sigma_min", "sigma_max")),
     "ddim": (_ddim, ()),
     "quadratic": (_quadratic, ()),
     "logsnr": (_logsnr, ("sigma_min", "sigma_max")),
+    "beta": (_shape, ("alpha", "beta", "shift")),
+    "kl_optimal": (_kl_optimal, ("std", "sigma_min", "sigma_max")),
 }
 
 
@@ -191,7 +242,8 @@ def make(
     t_max, t_min, table: the model's `t_max`, `t_min`, `flow_table`.
 
     Where t_min is 0, "edm" and "logsnr" run from sigma 80 to 0.002 and so begin at t = 0.9877, "ddim" and "quadratic"
-    follow DDPM's linear-beta table (t from 0.9937 to 0.0099); the last interval ends in 0.
+    follow DDPM's linear-beta table (t from 0.9937 to 0.0099); the last interval ends in 0. "beta" and "kl_optimal" then
+    begin at t_max and have `steps` intervals down to 0.
     Raises ValueError or TypeError that names the grid, what came, and what was wanted.
     """
     count = whole_number("steps", steps, least=1)

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import ast
 import math
+import os
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.analytic import ddpm_table, gaussian, mixture
+from helpers.analytic import Mixture, ddpm_table, gaussian, mixture
 
-from oss_ext import grids
+from oss_ext import Schedule, grids
+from oss_ext.beta_quantile import beta_cdf, beta_quantile
 from oss_ext.models import EpsilonModel
 
 
@@ -190,3 +195,116 @@ def test_snap_names_what_is_wrong(times, error, message):
         grids.snap(torch.tensor([1.0, 0.0]), times)
     with pytest.raises(ValueError, match="t: got the last node"):
         grids.snap(torch.tensor([1.0, 0.5]), torch.tensor([0.5]))
+
+
+def test_beta_quantiles_are_exact_where_they_have_closed_forms():
+    share = torch.linspace(0, 1, 21, dtype=torch.float64)
+    for wanted, a, b in [
+        (share, 1, 1),
+        (share.sqrt(), 2, 1),
+        (1 - (1 - share) ** (1 / 7), 1, 7),
+        ((share * math.pi / 2).sin() ** 2, 0.5, 0.5),
+    ]:
+        torch.testing.assert_close(beta_quantile(share, a, b), wanted, rtol=1e-11, atol=2e-15)
+    x = torch.linspace(0.001, 0.999, 40, dtype=torch.float64)
+    for a, b in [(0.6, 0.6), (0.1, 3.0), (20.0, 50.0)]:
+        torch.testing.assert_close(beta_cdf(x, a, b), 1 - beta_cdf(1 - x, b, a), rtol=0, atol=1e-13)
+        inside = beta_cdf(x, a, b)
+        inside = inside[(inside > 1e-6) & (inside < 1 - 1e-6)]
+        torch.testing.assert_close(beta_cdf(beta_quantile(inside, a, b), a, b), inside, rtol=1e-9, atol=1e-11)
+
+
+def test_beta_distribution_is_scipys():
+    stats = pytest.importorskip("scipy.stats", reason="compared with scipy's beta distribution")
+    share = torch.linspace(0, 1, 101, dtype=torch.float64)
+    for a, b in [(0.6, 0.6), (0.3, 2.0), (8.0, 8.0), (50.0, 0.7)]:
+        wanted = torch.from_numpy(stats.beta.ppf(share.numpy(), a, b))
+        torch.testing.assert_close(beta_quantile(share, a, b), wanted, rtol=1e-9, atol=1e-15)
+
+
+def test_beta_grid_takes_whole_timesteps_while_they_differ():
+    model = EpsilonModel(lambda x, timestep: x, ddpm_table())
+    share = 1 - torch.arange(21, dtype=torch.float64) / 21
+    wanted = (999 * beta_quantile(share, 0.6, 0.6)).round()
+    assert torch.equal(model.timesteps(grids.for_model("beta", 21, model)[:-1]), wanted)
+    assert wanted[0] == 999 and (wanted.diff() < 0).all()
+    assert model.timesteps(grids.for_model("beta", 10, model)[:-1])[5] == 500, "the median, 499.5, rounded as rint does"
+    many = model.timesteps(grids.for_model("beta", 400, model)[:-1])
+    assert (many.diff() < 0).all() and bool((many != many.round()).any())
+    arcsine = grids.for_model("beta:alpha=0.5,beta=0.5", 9, model)  # quantiles sin^2
+    share = 1 - torch.arange(9, dtype=torch.float64) / 9
+    wanted = (999 * (share * math.pi / 2).sin() ** 2).round()
+    assert torch.equal(model.timesteps(arcsine[:-1]), wanted)
+
+
+def test_beta_grid_without_a_table():
+    u = beta_quantile(1 - torch.arange(6, dtype=torch.float64) / 6, 0.6, 0.6)
+    torch.testing.assert_close(grids.make("beta", 6)[:-1], u, rtol=1e-12, atol=0)
+    torch.testing.assert_close(grids.make("beta:shift=3", 6)[:-1], 3 * u / (1 + 2 * u), rtol=1e-12, atol=0)
+    edm = sigma(grids.for_model("beta", 6, gaussian().edm())[:-1]).log()
+    wanted = math.log(0.002) + u * math.log(80 / 0.002)
+    torch.testing.assert_close(edm, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_kl_optimal_grid_is_uniform_in_the_angle():
+    own = sigma(grids.for_model("kl_optimal", 8, gaussian().edm())[:-1])
+    i = torch.arange(8, dtype=torch.float64) / 7
+    wanted = ((1 - i) * math.atan(80) + i * math.atan(0.002)).tan()
+    torch.testing.assert_close(own, wanted, rtol=1e-10, atol=0)
+    whole = grids.make("kl_optimal:std=0.5", 6)
+    assert whole[0] == 1
+    angle = torch.atan2(whole, 0.5 * (1 - whole))
+    torch.testing.assert_close(angle.diff(), torch.full((6,), -math.pi / 12, dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+def test_kl_optimal_is_eulers_best_grid_on_a_gaussian():
+    """An Euler step between the angles a and b multiplies the deviation by cos(a - b) times the exact factor, so that
+    equal angles lose least."""
+    std = 0.5
+    model = Mixture(torch.zeros(1, 3, dtype=torch.float64), std).flow()
+    noise = torch.ones(1, 3, dtype=torch.float64)
+
+    def final(t):
+        return float(Schedule.from_grid(t).sample(model, noise)[0, 0])
+
+    for steps in (3, 6, 10):
+        t = grids.make("kl_optimal", steps, std=std)
+        best = final(t)
+        assert best == pytest.approx(std * math.cos(math.pi / 2 / steps) ** steps, rel=1e-12)
+        generator = torch.Generator().manual_seed(steps)
+        for _ in range(20):
+            moved = t.clone()
+            nudge = torch.rand(steps - 1, generator=generator, dtype=torch.float64) - 0.5
+            moved[1:-1] += 0.1 * nudge * torch.minimum(t[:-2] - t[1:-1], t[1:-1] - t[2:])
+            assert final(moved) < best < std
+        assert final(grids.make("flow", steps)) < best
+
+
+@pytest.mark.parametrize(
+    "spec", ["beta:alpha=0", "beta:beta=-1", "beta:shift=inf", "kl_optimal:std=0", "kl_optimal:sigma_min=3,sigma_max=1"]
+)
+def test_beta_and_kl_optimal_refuse(spec):
+    with pytest.raises(ValueError, match=r"grid: got (alpha|beta|shift|std|sigma_min)"):
+        grids.make(spec, 5)
+
+
+def test_beta_and_kl_optimal_are_comfyuis():
+    """comfy/samplers.py of the checkout ComfyUI/ under OSS_PEERS, its two functions alone."""
+    numpy = pytest.importorskip("numpy")
+    scipy_stats = pytest.importorskip("scipy.stats", reason="ComfyUI's beta_scheduler uses scipy")
+    root = os.environ.get("OSS_PEERS")
+    path = Path(root or "", "ComfyUI", "comfy", "samplers.py")
+    if not root or not path.is_file():
+        pytest.skip("OSS_PEERS names no folder with a checkout ComfyUI/")
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    wanted = [node for node in tree.body if getattr(node, "name", "") in ("beta_scheduler", "kl_optimal_scheduler")]
+    names = {"numpy": numpy, "torch": torch, "math": math, "scipy": SimpleNamespace(stats=scipy_stats)}
+    exec(compile(ast.Module(wanted, []), str(path), "exec"), names)
+    model = EpsilonModel(lambda x, timestep: x, ddpm_table())
+    table = SimpleNamespace(sigmas=sigma(model.flow_table))
+    low, high = sigma(model.t_min), sigma(model.t_max)
+    for steps in (2, 5, 10, 20, 50):
+        ours = sigma(grids.for_model("beta", steps, model)).float()
+        torch.testing.assert_close(ours, names["beta_scheduler"](table, steps), rtol=1e-6, atol=0)
+        ours = sigma(grids.for_model("kl_optimal", steps, model)).float()
+        torch.testing.assert_close(ours, names["kl_optimal_scheduler"](steps, low, high), rtol=2e-5, atol=0)

@@ -11,7 +11,18 @@ import oss_ext
 
 GROUPS = [
     {"_C"},
-    {"build", "validate", "progress", "provenance", "models", "files", "fitting", "candidates", "objective"},
+    {
+        "build",
+        "validate",
+        "progress",
+        "provenance",
+        "models",
+        "files",
+        "fitting",
+        "candidates",
+        "objective",
+        "beta_quantile",
+    },
     {"kernels", "grids", "solvers", "evaluate", "schedule_file", "sigma_text"},
     {"schedule", "single_step", "teacher", "plan", "proposals", "store"},
     {"median", "stages", "walks", "drive", "costs", "calibration", "zoo", "published", "export"},
