@@ -78,6 +78,10 @@ class Call:
         self.sigmas = torch.cat([self.family.levels(times), torch.zeros(1, dtype=torch.float64)]).float()
         self.position = 0
 
+    def plan_from_now_on(self) -> None:
+        """The loop that is running was promised otherwise: the next request begins another."""
+        self.live, self.plan = False, []
+
     def hear(self, output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
         """What the loop hands its scheduler: the noise at its first step, velocities [b, ...] after that."""
         if self.position == 0:

@@ -81,10 +81,10 @@ def _check_live(calls: Sequence[Call], trial: Trial) -> Generator[Request, Tenso
     for t, known in zip(reversed(trial.times), reversed(trial.velocities), strict=True):
         velocity = yield Request(call, trial.noise * t, t, _NONE)
         if float((velocity - known).abs().max()) > _SAME * float(known.abs().max()):
-            call.live = False
+            call.plan_from_now_on()
         if not call.live:  # found here, or by the call itself
-            for other in calls:
-                other.live = False
+            for other in calls[1:]:
+                other.plan_from_now_on()
             return
 
 

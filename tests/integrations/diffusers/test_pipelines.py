@@ -35,7 +35,7 @@ def stock_grid(model, steps):
 
 
 def odd_schedule(model, seed=0):
-    """Coefficients off every formula, a start at another scale than the noise level's, and network times of their own."""
+    """Coefficients off every formula, a start at another scale than its noise level, network times of their own."""
     made = Schedule.from_grid(stock_grid(model, 4), "unipc", model)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(made.coefficients.shape, generator=generator, dtype=torch.float64)

@@ -111,7 +111,7 @@ def stable_diffusion(scheduler: Any = None, scale: float = 3.0, pipeline: Any = 
         None,
         None,
         unet,
-        scheduler or diffusers.PNDMScheduler(**SD),
+        scheduler or diffusers.PNDMScheduler(**SD, skip_prk_steps=True, steps_offset=1),
         None,
         None,
         requires_safety_checker=False,
