@@ -12,7 +12,7 @@ import torch
 from .levels import Levels, check_family, start_level, starting_at
 from .plan import Plan, load, parse
 from .sampler import sampler_of, sigmas_of
-from .search import OWN_GRID, Settings, searching_sampler
+from .search import OWN_GRID, Settings, inside, search
 
 CATEGORY = "sampling/oss"
 FOLDER = "oss_schedules"
@@ -125,7 +125,10 @@ def planned(model_sampling: Any, schedule: Plan, denoise: float) -> tuple[Plan, 
 
 
 class OSSSearch:
-    """Searches schedules of every count up to `steps` on a guider's model and conditioning, and saves them."""
+    """Searches schedules of every count up to `steps` on a guider's model and conditioning, and saves them.
+
+    Of several guiders, which share the samples evenly, the schedules serve all.
+    """
 
     SOLVERS: ClassVar[list[str]] = ["fitted", "auto", "mixed", "euler", "dpmpp_2m", "ab2", "ab3", "unipc_2", "unipc_3"]
 
@@ -137,12 +140,14 @@ class OSSSearch:
                 "latent_image": ("LATENT", {"tooltip": "An empty latent: its shape is what is searched for."}),
                 "seed": ("INT", {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF}),
                 "samples": ("INT", {"default": 4, "min": 1, "max": 256, "tooltip": "Noises that share the schedule."}),
+                "batch_size": ("INT", {"default": 1, "min": 1, "max": 256, "tooltip": "Samples a call of the model."}),
                 "steps": ("INT", {"default": 10, "min": 1, "max": 100}),
                 "teacher_steps": ("INT", {"default": 100, "min": 2, "max": 1000}),
                 "solver": (cls.SOLVERS,),
                 "grid": ("STRING", {"default": OWN_GRID, "tooltip": "model, or flow:shift=3, edm:rho=7, logsnr, ..."}),
                 "name": ("STRING", {"default": "my_model"}),
-            }
+            },
+            "optional": {f"guider_{k}": ("GUIDER", {"tooltip": "Another prompt."}) for k in (2, 3, 4)},
         }
 
     RETURN_TYPES = ("OSS_SCHEDULE", "LATENT", "STRING")
@@ -157,11 +162,15 @@ class OSSSearch:
         latent_image: dict[str, Any],
         seed: int,
         samples: int,
+        batch_size: int,
         steps: int,
         teacher_steps: int,
         solver: str,
         grid: str,
         name: str,
+        guider_2: Any = None,
+        guider_3: Any = None,
+        guider_4: Any = None,
     ) -> tuple[Plan, dict[str, Any], str]:
         import comfy.sample
         import comfy.samplers
@@ -169,6 +178,9 @@ class OSSSearch:
 
         if not re.fullmatch(r"[\w][\w .-]*", name):
             raise ValueError(f"name: got {name!r}, wanted letters, digits, blanks, dots, - and _")
+        guiders = [guider, *(one for one in (guider_2, guider_3, guider_4) if one is not None)]
+        if samples < len(guiders):
+            raise ValueError(f"samples: got {samples} for {len(guiders)} guiders, wanted at least one for each")
         patcher = guider.model_patcher
         empty = comfy.sample.fix_empty_latent_channels(patcher, latent_image["samples"])
         empty = torch.zeros_like(empty[:1]).repeat(samples, *[1] * (empty.ndim - 1))
@@ -176,12 +188,41 @@ class OSSSearch:
         bar = comfy.utils.ProgressBar(1)  # its hook also is where ComfyUI stops what the user interrupts
         found: list[Any] = []
         settings = Settings(steps=steps, teacher_steps=teacher_steps, solver=solver, grid=grid)
-        cfg = getattr(guider, "cfg", None)
-        metadata = {"source": "ComfyUI", "seed": seed, "shape": list(empty.shape[1:]), "cfg": cfg}
-        run = searching_sampler(settings, found.append, lambda made, total: bar.update_absolute(made, total), metadata)
-        sampler = comfy.samplers.KSAMPLER(run)
+        metadata = {
+            "source": "ComfyUI",
+            "seed": seed,
+            "shape": list(empty.shape[1:]),
+            "prompts": len(guiders),
+            "cfg": getattr(guider, "cfg", None),
+        }
         top = float(patcher.get_model_object("model_sampling").sigma_max)
-        made = guider.sample(noise, empty, sampler, torch.tensor([top, 0.0]), seed=seed)
+        rows = min(batch_size, samples)  # by which ComfyUI sizes memory and conditions
+
+        def begin(one: Any, function: Any) -> torch.Tensor:
+            made: torch.Tensor = one.sample(
+                noise[:rows],
+                empty[:rows],
+                comfy.samplers.KSAMPLER(function),
+                torch.tensor([top, 0.0]),
+                disable_pbar=True,
+                seed=seed,
+            )
+            return made
+
+        def run(models: Any, x: torch.Tensor) -> torch.Tensor:
+            result = search(
+                models,
+                noise.to(x),
+                settings,
+                batch_size=batch_size,
+                tick=lambda made, total: bar.update_absolute(made, total),
+                metadata=metadata,
+            )
+            found.append(result)
+            endpoint: torch.Tensor = result.endpoints[result.steps]
+            return endpoint
+
+        made = inside(guiders, begin, run)
         (result,) = found
         folder = schedule_folder() / name
         folder.mkdir(exist_ok=True)

@@ -1,11 +1,11 @@
-"""The search on a model that ComfyUI has loaded: a sampler function whose loop answers what oss_ext's search asks.
+"""The search on a model that ComfyUI has loaded: sampler functions whose loop answers what oss_ext's search asks.
 
 Needs oss_ext with its compiled module; using a schedule does not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,16 +31,21 @@ class Settings:
     start: str = "fixed"
 
 
-class ComfyModel:
-    """A `oss_ext.models.Denoiser` over ComfyUI's model(x, sigma, **extra_args) -> x0, as samplers are handed it.
+Sampled = tuple[Any, Mapping[str, Any]]
+"""What ComfyUI hands a sampler function: model(x, sigma, **extra_args) -> x0, and its extra_args."""
 
-    One call has one noise level and the samples of one node in their order, as in ComfyUI's own samplers: what a
-    condition, a ControlNet or a patch makes of the step then holds here too.
+
+class ComfyModel:
+    """A `oss_ext.models.Denoiser` over what ComfyUI hands samplers. Of n prompts, sample b is of prompt b mod n.
+
+    One call has one noise level and one prompt, as in ComfyUI's own samplers: what a condition, a ControlNet or a patch
+    makes of the step then holds here too. batch_size: the most samples of a call; None: all.
     """
 
-    def __init__(self, model: Any, extra_args: Mapping[str, Any]) -> None:
-        self._model, self._extra_args = model, dict(extra_args)
-        self.model_sampling = model.inner_model.inner_model.model_sampling
+    def __init__(self, models: Sequence[Sampled], batch_size: int | None = None) -> None:
+        self._models, self._batch_size = list(models), batch_size
+        self._network = self._models[0][0].inner_model.inner_model
+        self.model_sampling = self._network.model_sampling
         self.levels = Levels.of(self.model_sampling)
         self.parameterization = self._family()
         sigmas = getattr(self.model_sampling, "sigmas", None)
@@ -66,18 +71,28 @@ class ComfyModel:
     def _timestep(self, sigma: Tensor) -> Tensor:
         return torch.as_tensor(self.model_sampling.timestep(sigma.float()))
 
-    def denoised(self, x: Tensor, t: float) -> Tensor:
-        """x0 of flow-coordinate states [b, ...] at one flow time."""
-        sigma = torch.full((len(x),), self.levels.sigma(t), dtype=torch.float64).to(x)
-        out: Tensor = self._model(x * self.levels.scale(t), sigma, **self._extra_args)
+    def denoised(self, x: Tensor, t: float, first: int = 0, tick: Callable[[int], None] | None = None) -> Tensor:
+        """x0 of flow-coordinate states [b, ...] at one flow time. first: the number of the first sample. tick: told how
+        many each call made."""
+        out = torch.empty_like(x)
+        for prompt, (model, extra_args) in enumerate(self._models):
+            rows = [row for row in range(len(x)) if (first + row) % len(self._models) == prompt]
+            most = self._batch_size or max(len(rows), 1)
+            for begin in range(0, len(rows), most):
+                part = torch.tensor(rows[begin : begin + most], device=x.device)
+                sigma = torch.full((len(part),), self.levels.sigma(t), dtype=torch.float64).to(x)
+                out[part] = model(x[part] * self.levels.scale(t), sigma, **extra_args).to(out.dtype)
+                if tick is not None:
+                    tick(len(part))
         return out
 
     def velocity(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
-        """As of any Denoiser, a call for each noise level among t [n]."""
+        """As of any Denoiser, a call for each noise level among t [n]. Of several prompts, the first."""
         out = torch.empty_like(x)
         for level in t.unique().tolist():
             rows = (t == level).to(x.device)
-            out[rows] = (x[rows] - self.denoised(x[rows], level)) / level
+            one = ComfyModel(self._models[:1], self._batch_size)
+            out[rows] = (x[rows] - one.denoised(x[rows], level)) / level
         return out
 
     def sigmas(self, t: Tensor) -> Tensor:
@@ -94,7 +109,7 @@ class ComfyModel:
             "parameterization": self.parameterization,
             "sigma_min": float(sampling.sigma_min),
             "sigma_max": float(sampling.sigma_max),
-            "network": type(getattr(self._model.inner_model.inner_model, "diffusion_model", sampling)).__name__,
+            "network": type(getattr(self._network, "diffusion_model", sampling)).__name__,
         }
         shift = getattr(sampling, "shift", None)
         return found if shift is None else {**found, "shift": float(shift)}
@@ -116,15 +131,15 @@ def grid_of(model: ComfyModel, name: str, steps: int) -> Tensor:
 
 
 def search(
-    model: Any,
+    models: Sequence[Sampled],
     noise: Tensor,
-    extra_args: Mapping[str, Any],
     settings: Settings,
     *,
+    batch_size: int | None = None,
     tick: Callable[[int, int], None] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The `oss_ext.SearchResult` for unit normal noise [B, ...], from inside of a sampler.
+    """The `oss_ext.SearchResult` for unit normal noise [B, ...], from inside of a sampler, or of several (prompts).
 
     tick: told (evaluations made, in all) after every call of the model; what it raises stops the search.
     Raises ImportError without oss_ext, ValueError for bad settings before any evaluation and for NaN or inf.
@@ -132,7 +147,7 @@ def search(
     from oss_ext.result import SearchResult
     from oss_ext.search_core import dp_core, rehearse
 
-    wrapped = ComfyModel(model, extra_args)
+    wrapped = ComfyModel(models, batch_size)
     t = grid_of(wrapped, settings.grid, settings.teacher_steps)
 
     def core_on(noise: Tensor) -> Any:
@@ -151,18 +166,22 @@ def search(
     few = len(noise) if settings.solver == "auto" else min(len(noise), 2)
     total = rehearse(core_on(torch.ones(few, 1))) * len(noise) // few
     core, made = core_on(noise), 0
+
+    def count(evaluations: int) -> None:
+        nonlocal made
+        made += evaluations
+        if tick is not None:
+            tick(made, max(made, total))
+
     try:
         ask = next(core)
         while True:
             out = torch.empty_like(ask.states)
             for node, level in enumerate(ask.t.tolist()):
                 states = ask.states[:, node]
-                out[:, node] = (states - wrapped.denoised(states, level)) / level
+                out[:, node] = (states - wrapped.denoised(states, level, ask.samples.start or 0, count)) / level
                 if not bool(torch.isfinite(out[:, node]).all()):
                     raise ValueError(f"model: returned NaN or inf at flow time {level:.6g}")
-                made += len(states)
-                if tick is not None:
-                    tick(made, max(made, total))
             ask = core.send(out)
     except StopIteration as done:
         found = done.value
@@ -172,30 +191,33 @@ def search(
     return SearchResult.build(found, wrapped, grid=name, metadata=metadata)
 
 
-def searching_sampler(
-    settings: Settings,
-    keep: Callable[[Any], None],
-    tick: Callable[[int, int], None] | None = None,
-    metadata: Mapping[str, Any] | None = None,
-) -> Callable[..., Tensor]:
-    """A sampler function that searches, hands `keep` the SearchResult, and returns what the schedule of the most steps
-    makes of the noise (with solver "auto": of the noises that judged)."""
+def inside(
+    guiders: Sequence[Any], begin: Callable[[Any, Callable[..., Tensor]], Tensor], run: Callable[..., Tensor]
+) -> Any:
+    """What `begin` returns for the first guider, after run(models, x) was called once inside of the samplers of all.
 
-    @torch.no_grad()
-    def sample_search(
-        model: Any,
-        x: Tensor,
-        sigmas: Tensor,
-        extra_args: dict[str, Any] | None = None,
-        callback: Callable[[dict[str, Any]], None] | None = None,
-        disable: bool | None = None,
-    ) -> Tensor:
-        noise = getattr(model, "noise", None)
-        if noise is None:
-            raise ValueError("noise: this sampler wants ComfyUI's KSAMPLER around it, which knows the unit noise")
-        result = search(model, noise.to(x), extra_args or {}, settings, tick=tick, metadata=metadata)
-        keep(result)
-        made: Tensor = result.endpoints[result.steps]
-        return made
+    begin(guider, function): guider.sample(...) with a KSAMPLER of that function. x: what its samplers were handed.
+    run returns the latent, in the model's scaling, that the first guider then hands back.
+    """
+    made: list[Tensor] = []
 
-    return sample_search
+    def enter(index: int, known: list[Sampled]) -> Tensor:
+        @torch.no_grad()
+        def sample_search(
+            model: Any,
+            x: Tensor,
+            sigmas: Tensor,
+            extra_args: dict[str, Any] | None = None,
+            callback: Callable[[dict[str, Any]], None] | None = None,
+            disable: bool | None = None,
+        ) -> Tensor:
+            here = [*known, (model, extra_args or {})]
+            if index + 1 == len(guiders):
+                made.append(run(here, x))
+            else:
+                enter(index + 1, here)
+            return made[0]
+
+        return begin(guiders[index], sample_search)
+
+    return enter(0, [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -247,18 +248,29 @@ def test_denoise_reads_the_schedules_own_times() -> None:
         levels.starting_at(made, 0.05, 0.1)
 
 
-@pytest.mark.parametrize("solver", ["fitted", "euler", "auto"])
+def begin(wrapped, function):
+    """guider.sample with a batch of one."""
+    noise, top = normal(1, 4), wrapped.inner_model.inner_model.model_sampling.sigma_max
+    return wrapped.sample(function, torch.tensor([top, 0.0]), noise, noise * 0)
+
+
+@pytest.mark.parametrize(("solver", "batch"), [("fitted", None), ("euler", 3), ("auto", 1)])
 @pytest.mark.parametrize("family", ["flow", "epsilon"])
-def test_the_search_inside_a_sampler_finds_what_dp_search_does(tmp_path: Path, family: str, solver: str) -> None:
+def test_the_search_inside_a_sampler_finds_what_dp_search_does(
+    tmp_path: Path, family: str, solver: str, batch: int | None
+) -> None:
     noise = normal(4, 4, seed=5)
     guider = flow_guider(DIST, 1.0) if family == "flow" else eps_guider(DIST, ddpm_table())
     settings = search.Settings(steps=3, teacher_steps=20, solver=solver, grid="flow" if family == "flow" else "ddim")
     kept, ticks = [], []
-    run_search = search.searching_sampler(settings, kept.append, lambda *made: ticks.append(made), {"seed": 5})
     wrapped = Wrapped(guider)
-    made = wrapped.sample(
-        run_search, torch.tensor([guider.inner_model.model_sampling.sigma_max, 0.0]), noise, noise * 0
-    )
+
+    def find(models, x):
+        options = {"batch_size": batch, "tick": lambda *made: ticks.append(made), "metadata": {"seed": 5}}
+        kept.append(search.search(models, noise, settings, **options))
+        return kept[0].endpoints[3]
+
+    made = search.inside([wrapped], begin, find)
     model = DIST.flow() if family == "flow" else DIST.vp(EpsilonModel)
     wanted = dp_search(
         model,
@@ -285,11 +297,43 @@ def test_the_search_inside_a_sampler_finds_what_dp_search_does(tmp_path: Path, f
         torch.testing.assert_close(again, made, rtol=1e-4, atol=1e-4)
 
 
+def test_several_prompts_share_a_schedule() -> None:
+    """Three prompts, two of them a distribution of their own: the schedule of dp_search with that condition."""
+    others = [mixture(seed) for seed in (0, 1, 2)]
+    noise, settings = normal(5, 4, seed=5), search.Settings(steps=3, teacher_steps=16, solver="fitted", grid="flow")
+    wrapped = [Wrapped(flow_guider(one, 1.0)) for one in others]
+    kept = []
+
+    def find(models, x):
+        assert [model for model, _ in models] == wrapped and x.shape == (1, 4)
+        kept.append(search.search(models, noise, settings, batch_size=2))
+        return kept[0].endpoints[3]
+
+    made = search.inside(wrapped, begin, find)
+
+    def by_prompt(x, t, prompt):
+        out = torch.empty_like(x)
+        for k, one in enumerate(others):
+            out[prompt == k] = one.flow().velocity(x[prompt == k], t[prompt == k])
+        return out
+
+    wanted = dp_search(
+        FlowModel(by_prompt), noise, 3, teacher_steps=16, solver="fitted", cond={"prompt": torch.arange(5) % 3}
+    )
+    for k in (1, 2, 3):
+        torch.testing.assert_close(kept[0].schedules[k].t, wanted.schedules[k].t)
+        torch.testing.assert_close(kept[0].schedules[k].coefficients, wanted.schedules[k].coefficients)
+    torch.testing.assert_close(made, wanted.endpoints[3])
+    assert all(len(sigma) <= 2 for one in wrapped for sigma, _ in one.calls)
+    evaluations = [sum(len(sigma) for sigma, _ in one.calls) for one in wrapped]
+    assert evaluations[0] == evaluations[1] == 2 * evaluations[2]
+
+
 def test_the_models_own_grid_has_its_shift() -> None:
     wrapped = Wrapped(flow_guider(DIST, 3.0))
-    model = search.ComfyModel(wrapped, {})
+    model = search.ComfyModel([(wrapped, {})])
     torch.testing.assert_close(search.grid_of(model, "model", 12), oss_ext.grids.make("flow:shift=3", 12))
-    vp = search.ComfyModel(Wrapped(eps_guider(DIST, ddpm_table())), {})
+    vp = search.ComfyModel([(Wrapped(eps_guider(DIST, ddpm_table())), {})])
     t = search.grid_of(vp, "model", 10)
     assert float(t[0]) == vp.t_max and len(t) == 11
     steps = vp.timesteps(t[:-1])
@@ -310,21 +354,49 @@ def test_the_search_stops_at_nan_and_at_interruptions() -> None:
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        wrapped.sample(
-            search.searching_sampler(settings, list().append, tick), torch.tensor([1.0, 0.0]), noise, noise * 0
-        )
+        search.search([(wrapped, {})], noise, settings, tick=tick)
     guider.denoised = lambda x, s: x * float("nan")
     with pytest.raises(ValueError, match="NaN or inf at flow time 1"):
-        wrapped.sample(search.searching_sampler(settings, print), torch.tensor([1.0, 0.0]), noise, noise * 0)
+        search.search([(wrapped, {})], noise, settings)
 
 
 def test_denoiser_over_comfyui_agrees_with_oss_exts() -> None:
     x, t = normal(6, 4), torch.tensor([0.9, 0.5, 0.5, 0.2, 0.1, 0.9], dtype=torch.float64)
     for guider, theirs in ((flow_guider(DIST), DIST.flow()), (eps_guider(DIST, ddpm_table()), DIST.edm())):
-        mine = search.ComfyModel(Wrapped(guider), {})
+        mine = search.ComfyModel([(Wrapped(guider), {})])
         torch.testing.assert_close(mine.velocity(x, t), theirs.velocity(x, t), rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(mine.sigmas(t), theirs.sigmas(t))
     assert isinstance(DIST.flow(), FlowModel)
+
+
+def test_the_example_workflow_wires_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every input of our nodes given, every link to an output of the type that is wanted."""
+    nodes = part("nodes")
+    monkeypatch.setattr(nodes, "schedule_names", lambda: ["flux/"])
+    graph = json.loads((PACKAGE / "example_workflow_api.json").read_text(encoding="utf-8"))
+    ours = nodes_package().NODE_CLASS_MAPPINGS
+    outputs = {"UNETLoader": ("MODEL",)}  # theirs that ours are wired to
+    used = set()
+    for node in graph.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, list):
+                assert value[0] in graph
+        if node["class_type"] not in ours:
+            continue
+        used.add(node["class_type"])
+        wanted = ours[node["class_type"]].INPUT_TYPES()["required"]
+        assert set(node["inputs"]) == set(wanted)
+        for name, value in node["inputs"].items():
+            if isinstance(value, list):
+                source = graph[value[0]]["class_type"]
+                kinds = ours[source].RETURN_TYPES if source in ours else outputs[source]
+                assert kinds[value[1]] == wanted[name][0]
+            elif isinstance(wanted[name][0], list):
+                assert value in wanted[name][0]
+    assert used == {"OSSLoadSchedule", "OSSSchedule"}
+    kinds = ours["OSSSchedule"].RETURN_TYPES
+    sample = next(node["inputs"] for node in graph.values() if node["class_type"] == "SamplerCustomAdvanced")
+    assert kinds[sample["sigmas"][1]] == "SIGMAS" and kinds[sample["sampler"][1]] == "SAMPLER"
 
 
 def test_a_schedule_is_used_without_oss_ext(tmp_path: Path) -> None:

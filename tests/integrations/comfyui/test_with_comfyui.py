@@ -74,14 +74,14 @@ def sampling_of(patcher: Any) -> Any:
 
 def terms(patcher: Any) -> Any:
     """The model as a Denoiser of oss_ext that states its range and is not evaluated."""
-    return search.ComfyModel(Wrapped(Guider(sampling_of(patcher), None)), {})
+    return search.ComfyModel([(Wrapped(Guider(sampling_of(patcher), None)), {})])
 
 
 def reference(comfy: Any, schedule: Schedule) -> Any:
     """A SAMPLER that is oss_ext's own Schedule.sample on the guided model."""
 
     def function(model: Any, x: Tensor, sigmas: Tensor, extra_args: Any = None, **_: Any) -> Tensor:
-        return schedule.sample(search.ComfyModel(model, extra_args), model.noise)
+        return schedule.sample(search.ComfyModel([(model, extra_args)]), model.noise)
 
     return comfy.samplers.KSAMPLER(function)
 
@@ -189,14 +189,15 @@ def test_the_search_node_saves_what_the_schedule_node_samples(
     patcher, guider = loaded(comfy, kind)
     latent = {"samples": torch.zeros(1, *SHAPE[1:])}
     with torch.inference_mode():  # as ComfyUI runs its nodes
-        found, made, report = nodes.OSSSearch().search(guider, latent, 11, 3, 4, 24, solver, "model", "tiny")
+        found, made, report = nodes.OSSSearch().search(guider, latent, 11, 3, 2, 4, 24, solver, "model", "tiny")
     assert made["samples"].shape == (3, *SHAPE[1:]) and "4 steps" in report
     assert nodes.schedule_names() == ["tiny/", *(f"tiny/steps_{k:02d}.json" for k in range(1, 5))]
     (read,) = nodes.OSSLoadSchedule().load("tiny/", 0)
     assert read == found and nodes.OSSLoadSchedule().load("tiny/", 2)[0].steps == 2
     saved = Schedule.load(tmp_path / "oss_schedules" / "tiny" / "steps_04.json")
     assert saved.parameterization == ("flow" if kind == "FLOW" else "epsilon")
-    assert saved.provenance.metadata == {"source": "ComfyUI", "seed": 11, "shape": list(SHAPE[1:]), "cfg": 2.5}
+    origin = {"source": "ComfyUI", "seed": 11, "shape": list(SHAPE[1:]), "prompts": 1, "cfg": 2.5}
+    assert saved.provenance.metadata == origin
     if kind == "EPS":  # the network is told whole timesteps: these are
         assert torch.equal(saved.timesteps, saved.timesteps.round())
     sigmas, sampler_object, _ = nodes.OSSSchedule().make(patcher, read, 1.0)
@@ -216,6 +217,55 @@ def test_the_search_node_saves_what_the_schedule_node_samples(
     assert off < plain, (off, plain)
 
 
+def test_prompts_are_searched_together(comfy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guiders within one another on one model: as many samples of one prompt each, and everything usable afterwards."""
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+    patcher, guider = loaded(comfy, "FLOW")
+    other = comfy.samplers.CFGGuider(patcher)
+    other.set_conds([[torch.full((1, 3, 8), -0.7), {}]], [[torch.zeros(1, 3, 8), {}]])
+    other.set_cfg(1.0)
+    latent = {"samples": torch.zeros(1, *SHAPE[1:])}
+    settings = (latent, 11, 4, 2, 3, 20, "fitted", "model")
+    both, made, _ = nodes.OSSSearch().search(guider, *settings, "both", guider_2=other)
+    alone, _, _ = nodes.OSSSearch().search(guider, *settings, "alone")
+    assert both.coefficients != alone.coefficients
+    saved = Schedule.load(tmp_path / "oss_schedules" / "both" / "steps_03.json")
+    assert saved.provenance.metadata["prompts"] == 2
+    # sample b of the search is guider b mod 2's: both sample again what the search ended in
+    noise = comfy.sample.prepare_noise(torch.zeros(4, *SHAPE[1:]), 11)
+    sigmas, sampler_object, _ = nodes.OSSSchedule().make(patcher, both, 1.0)
+    for k, one in enumerate((guider, other)):
+        again = run(one, sampler_object, sigmas, noise)
+        torch.testing.assert_close(again[k::2], made["samples"][k::2], rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="at least one for each"):
+        nodes.OSSSearch().search(guider, latent, 11, 1, 1, 3, 20, "fitted", "model", "x", guider_2=other)
+
+
+def test_an_interruption_leaves_everything_usable(comfy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import comfy.utils
+    import folder_paths
+
+    class Interrupted(Exception):
+        pass
+
+    def stop(value: int, total: int, preview: Any, **_: Any) -> None:
+        if value > 30:
+            raise Interrupted
+
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+    _, guider = loaded(comfy, "FLOW")
+    latent = {"samples": torch.zeros(1, *SHAPE[1:])}
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", stop)
+    with pytest.raises(Interrupted):
+        nodes.OSSSearch().search(guider, latent, 11, 2, 2, 3, 30, "euler", "model", "stopped")
+    assert nodes.schedule_names() == []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", None)
+    nodes.OSSSearch().search(guider, latent, 11, 2, 2, 3, 30, "euler", "model", "done")
+    assert "done/" in nodes.schedule_names()
+
+
 def test_names_do_not_lead_out_of_the_folder(comfy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import folder_paths
 
@@ -224,7 +274,7 @@ def test_names_do_not_lead_out_of_the_folder(comfy: Any, tmp_path: Path, monkeyp
         nodes.schedule_path("../../etc/passwd")
     _, guider = loaded(comfy, "FLOW")
     with pytest.raises(ValueError, match="name"):
-        nodes.OSSSearch().search(guider, {"samples": torch.zeros(1, 4, 2, 2)}, 0, 1, 2, 4, "euler", "model", "../x")
+        nodes.OSSSearch().search(guider, {"samples": torch.zeros(1, 4, 2, 2)}, 0, 1, 1, 2, 4, "euler", "model", "../x")
 
 
 def test_every_node_says_what_comfyui_asks_of_it(comfy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
