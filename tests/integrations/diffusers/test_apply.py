@@ -13,7 +13,7 @@ pytest.importorskip("diffusers", reason="diffusers is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed, which diffusers' pipelines import")
 
 import diffusers
-from integrations.diffusers import tiny
+from helpers import tiny_pipelines as tiny
 
 from oss_ext import EpsilonModel, Schedule, grids
 from oss_ext.integrations.diffusers import ScheduleMismatchWarning, applied, apply, family_of, search

@@ -11,7 +11,8 @@ import torch
 pytest.importorskip("diffusers", reason="diffusers is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed, which diffusers' pipelines import")
 
-from integrations.diffusers import more, tiny
+from helpers import more_tiny_pipelines as more
+from helpers import tiny_pipelines as tiny
 
 import oss_ext
 from oss_ext import Schedule, grids

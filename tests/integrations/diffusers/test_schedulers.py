@@ -10,7 +10,7 @@ pytest.importorskip("diffusers", reason="diffusers is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed, which diffusers' pipelines import")
 
 import diffusers
-from integrations.diffusers import tiny
+from helpers import tiny_pipelines as tiny
 
 from oss_ext import Schedule
 from oss_ext.integrations.diffusers import applied, family_of

@@ -1,4 +1,4 @@
-"""More tiny pipelines, as in `tiny`."""
+"""More tiny pipelines, as in `tiny_pipelines`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import diffusers
 import torch
-from integrations.diffusers.tiny import BATCH, SD, Tiny, embeds, guided, halves, image_vae, lively, per
+from helpers.tiny_pipelines import BATCH, SD, Tiny, embeds, guided, halves, image_vae, lively, per
 from torch import Tensor
 
 
