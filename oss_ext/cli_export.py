@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from oss_ext import published
 from oss_ext.cli_common import speaker, stderr
-from oss_ext.export import make, targets
+from oss_ext.export import make, takes_several, targets
 from oss_ext.files import whole_file
 from oss_ext.schedule import Schedule
 from oss_ext.sigma_text import DECIMALS, parse_sigmas
@@ -96,7 +96,7 @@ def _read(source: str, steps: int | None, to: str) -> Schedule | dict[int, Sched
         raise ValueError(f"{path}: holds no schedule files")
     counts = ", ".join(str(count) for count in budgets)
     if steps is None:
-        if len(budgets) == 1 or to in ("a1111", "json"):
+        if len(budgets) == 1 or takes_several(to):
             return budgets
         raise ValueError(f"steps: {path} holds schedules of {counts} steps; say which")
     if steps not in budgets:

@@ -91,6 +91,11 @@ def targets() -> tuple[str, ...]:
     return tuple(_TARGETS)
 
 
+def takes_several(to: str) -> bool:
+    """Whether that target takes schedules of several budgets at once."""
+    return _TARGETS[choice("to", to, targets())].several
+
+
 def _budgets(schedule: Schedule | Mapping[int, Schedule]) -> dict[int, Schedule]:
     given = {schedule.steps: schedule} if isinstance(schedule, Schedule) else schedule
     if not isinstance(given, Mapping) or not given:

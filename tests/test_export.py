@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers.analytic import mixture, normal, shared_grid
@@ -84,8 +85,26 @@ class Wrapper:
             x, old = sigmas[i + 1] / sigmas[i] * x - torch.expm1(-h) * used, new
         return x
 
+    def sample_lms(self, model: Any, x: Tensor, sigmas: Tensor, order: int = 4) -> Tensor:
+        """k-diffusion's: the derivatives' Lagrange polynomial over the last levels, integrated over the step."""
+        slopes: list[Tensor] = []
+        levels = sigmas.numpy()
+        for i in range(len(sigmas) - 1):
+            slopes.insert(0, (x - self._denoised(x, sigmas[i])) / sigmas[i])
+            used = levels[max(0, i - order + 1) : i + 1][::-1]
+            for j, level in enumerate(used):
+                others = np.delete(used, j)
+                area = (
+                    np.polynomial.Polynomial.fromroots(others).integ()
+                    if len(others)
+                    else np.polynomial.Polynomial([0, 1])
+                )
+                weight = (area(levels[i + 1]) - area(levels[i])) / np.prod(level - others)
+                x = x + weight * slopes[j]
+        return x
 
-@pytest.mark.parametrize("solver", ["euler", "dpmpp_2m"])
+
+@pytest.mark.parametrize("solver", ["euler", "dpmpp_2m", "lms_4"])
 def test_the_k_diffusion_text_runs_and_lands_where_the_schedule_does(solver: str) -> None:
     distribution = mixture()
     schedule = vp(solver)
