@@ -147,7 +147,11 @@ class OSSSearch:
                 "grid": ("STRING", {"default": OWN_GRID, "tooltip": "model, or flow:shift=3, edm:rho=7, logsnr, ..."}),
                 "name": ("STRING", {"default": "my_model"}),
             },
-            "optional": {f"guider_{k}": ("GUIDER", {"tooltip": "Another prompt."}) for k in (2, 3, 4)},
+            "optional": {
+                "start": (["fixed", "free"], {"tooltip": "free: the first step may leave a later node."}),
+                "beam": ("INT", {"default": 1, "min": 1, "max": 64, "tooltip": "States that a node keeps."}),
+                **{f"guider_{k}": ("GUIDER", {"tooltip": "Another prompt."}) for k in (2, 3, 4)},
+            },
         }
 
     RETURN_TYPES = ("OSS_SCHEDULE", "LATENT", "STRING")
@@ -168,6 +172,8 @@ class OSSSearch:
         solver: str,
         grid: str,
         name: str,
+        start: str = "fixed",
+        beam: int = 1,
         guider_2: Any = None,
         guider_3: Any = None,
         guider_4: Any = None,
@@ -182,12 +188,16 @@ class OSSSearch:
         if samples < len(guiders):
             raise ValueError(f"samples: got {samples} for {len(guiders)} guiders, wanted at least one for each")
         patcher = guider.model_patcher
-        empty = comfy.sample.fix_empty_latent_channels(patcher, latent_image["samples"])
+        if latent_image["samples"].is_nested:
+            raise ValueError("latent_image: got several tensors (audio and video), wanted one")
+        # newer ComfyUI: what an empty latent was sized for
+        sized = {key: value for key, value in latent_image.items() if key.startswith("downscale_ratio_")}
+        empty = comfy.sample.fix_empty_latent_channels(patcher, latent_image["samples"], **sized)
         empty = torch.zeros_like(empty[:1]).repeat(samples, *[1] * (empty.ndim - 1))
         noise = comfy.sample.prepare_noise(empty, seed)
         bar = comfy.utils.ProgressBar(1)  # its hook also is where ComfyUI stops what the user interrupts
         found: list[Any] = []
-        settings = Settings(steps=steps, teacher_steps=teacher_steps, solver=solver, grid=grid)
+        settings = Settings(steps=steps, teacher_steps=teacher_steps, solver=solver, grid=grid, start=start, beam=beam)
         metadata = {
             "source": "ComfyUI",
             "seed": seed,

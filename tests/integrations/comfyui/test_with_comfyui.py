@@ -179,9 +179,11 @@ def test_masks_keep_what_they_cover(comfy: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["FLOW", "EPS"])
-@pytest.mark.parametrize("solver", ["fitted", "euler"])
+@pytest.mark.parametrize(
+    ("solver", "options"), [("fitted", {}), ("euler", {}), ("fitted", {"start": "free", "beam": 2})]
+)
 def test_the_search_node_saves_what_the_schedule_node_samples(
-    comfy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, solver: str
+    comfy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, solver: str, options: dict[str, Any]
 ) -> None:
     import folder_paths
 
@@ -189,7 +191,9 @@ def test_the_search_node_saves_what_the_schedule_node_samples(
     patcher, guider = loaded(comfy, kind)
     latent = {"samples": torch.zeros(1, *SHAPE[1:])}
     with torch.inference_mode():  # as ComfyUI runs its nodes
-        found, made, report = nodes.OSSSearch().search(guider, latent, 11, 3, 2, 4, 24, solver, "model", "tiny")
+        found, made, report = nodes.OSSSearch().search(
+            guider, latent, 11, 3, 2, 4, 24, solver, "model", "tiny", **options
+        )
     assert made["samples"].shape == (3, *SHAPE[1:]) and "4 steps" in report
     assert nodes.schedule_names() == ["tiny/", *(f"tiny/steps_{k:02d}.json" for k in range(1, 5))]
     (read,) = nodes.OSSLoadSchedule().load("tiny/", 0)
@@ -284,7 +288,7 @@ def test_every_node_says_what_comfyui_asks_of_it(comfy: Any, tmp_path: Path, mon
     package = nodes_package()
     assert set(package.NODE_DISPLAY_NAME_MAPPINGS) == set(package.NODE_CLASS_MAPPINGS)
     for node in package.NODE_CLASS_MAPPINGS.values():
-        inputs = node.INPUT_TYPES()["required"]
+        inputs = [*node.INPUT_TYPES()["required"], *node.INPUT_TYPES().get("optional", {})]
         names = getattr(node, node.FUNCTION).__code__.co_varnames
         assert set(inputs) <= set(names) and len(node.RETURN_TYPES) >= 1 and node.CATEGORY
 
