@@ -11,7 +11,9 @@ from torch import Tensor
 from oss_ext import solvers
 from oss_ext.candidates import place
 from oss_ext.plan import Plan
+from oss_ext.schedule_file import Calibration
 from oss_ext.stages import path_of, run_stages
+from oss_ext.stages_calibration import Calibrator
 from oss_ext.teacher import Ask, Teacher
 
 
@@ -42,14 +44,17 @@ def distil(
     candidates: int | None = None,
     beam: int = 1,
     weight: Tensor | None = None,
+    calibration: str | None = None,
 ) -> Generator[Ask, Tensor, Distilled]:
     """noise: [B, *shape]. t: float64 [N + 1], the teacher's grid. samples: which rows of the search's noise these are.
-    candidates: how many nodes besides the clean one are looked at; None: all. The rest as for `run_stages`."""
+    candidates: how many nodes besides the clean one are looked at; None: all. calibration: the mode of that of the
+    states before each evaluation; None: none. The rest as for `run_stages`."""
     nodes = torch.arange(len(t)) if candidates is None else place(t, teacher.turning, candidates)
     few = teacher if len(nodes) == len(t) else teacher.at(nodes)
     times = t[nodes]
     scales = _scales(noise, times, few, solver, weight) if free else times
     starts = noise.flatten(1)[:, None] * scales.to(noise)[:, None] if free else few.states
+    calibrator = None if calibration is None else Calibrator(calibration, few.states, joint=joint)
     stages = yield from run_stages(
         starts,
         times,
@@ -63,14 +68,21 @@ def distil(
         beam=beam,
         nodes=nodes,
         weight=weight,
+        calibrator=calibrator,
     )
     plans = []
     for budget in range(1, steps + 1):
         paths, chosen = path_of(stages[:budget], len(times))
         rows = paths.view(-1, budget + 1)
         own = [None] * len(rows) if chosen is None else list(chosen.reshape(len(rows), budget, -1))
+        rules: list[Calibration | None] = [None] * len(rows)
+        if calibrator is not None:
+            rules = [*calibrator.along(rows, [stage.gains for stage in stages[:budget]])]
         plans.append(
-            [_plan(solver, t, nodes[path], scales[path[0]], mine) for path, mine in zip(rows, own, strict=True)]
+            [
+                _plan(solver, t, nodes[path], scales[path[0]], mine, rule)
+                for path, mine, rule in zip(rows, own, rules, strict=True)
+            ]
         )
     count = len(times)
     values = torch.stack([stage.values[..., :count] for stage in stages])
@@ -82,11 +94,17 @@ def distil(
     return Distilled(plans, [stage.endpoint for stage in stages], everywhere, sources)
 
 
-def _plan(solver: solvers.Solver, t: Tensor, nodes: Tensor, scale: Tensor, coefficients: Tensor | None) -> Plan:
+def _plan(
+    solver: solvers.Solver,
+    t: Tensor,
+    nodes: Tensor,
+    scale: Tensor,
+    coefficients: Tensor | None,
+    calibration: Calibration | None,
+) -> Plan:
     path = t[nodes]
-    return Plan(
-        path, solver, solvers.along(solver, path) if coefficients is None else coefficients, nodes, float(scale)
-    )
+    rows = solvers.along(solver, path) if coefficients is None else coefficients
+    return Plan(path, solver, rows, nodes, float(scale), calibration)
 
 
 def _scales(noise: Tensor, times: Tensor, teacher: Teacher, solver: solvers.Solver, weight: Tensor | None) -> Tensor:

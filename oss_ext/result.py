@@ -132,5 +132,6 @@ def _schedule(plan: Plan, model: Denoiser, origin: dict[str, Any]) -> Schedule:
         nodes=plan.nodes,
         coefficients=plan.coefficients,
         noise_scale=plan.noise_scale,
+        calibration=plan.calibration,
         provenance=Provenance(**origin),
     )

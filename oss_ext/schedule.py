@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, overload
 
 import torch
@@ -16,6 +16,8 @@ from oss_ext.evaluate import evaluate, pick_batch_size, state_dtype
 from oss_ext.models import Denoiser
 from oss_ext.progress import Counter, ProgressCallback, check_progress
 from oss_ext.provenance import Provenance
+from oss_ext.schedule_calibration import Amplitudes, calibrate, calibration_of
+from oss_ext.schedule_file import Calibration
 from oss_ext.validate import check_cond, check_model, check_noise, choice
 
 
@@ -37,6 +39,7 @@ class Schedule:
         EDM or VP family scales its input for network_t[n]. Only samplers that can tell the network another time than
         their own can deploy it.
     parameterization: the model family: "flow", "edm", "epsilon", "v_param", "x0".
+    calibration: what happens to a state before it is evaluated, and stepped on from; None: nothing.
     """
 
     t: Tensor
@@ -50,6 +53,7 @@ class Schedule:
     carries: solvers.Carries = "velocity"
     noise_scale: float = math.nan
     network_t: Tensor | None = None
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "t", grids.check(self.t, name="t"))
@@ -70,6 +74,7 @@ class Schedule:
             object.__setattr__(self, "nodes", _nodes(self.nodes, steps))
         if self.network_t is not None:
             object.__setattr__(self, "network_t", _network_t(self.network_t, steps))
+        _check_calibration(self.calibration, steps)
 
     @property
     def steps(self) -> int:
@@ -92,6 +97,7 @@ class Schedule:
         coefficients: Tensor | None = None,
         noise_scale: float = math.nan,
         provenance: Provenance | None = None,
+        calibration: Calibration | None = None,
     ) -> Schedule:
         """The schedule of `solver` along the flow times `t`, a floating [k + 1] as from `grids.make`.
 
@@ -118,7 +124,22 @@ class Schedule:
             provenance or origin,
             scheme.carries,
             noise_scale,
+            calibration=calibration,
         )
+
+    def calibrated(self, amplitudes: Amplitudes, mode: str = "scale") -> Schedule:
+        """This schedule with its states brought to the teacher's amplitudes before they are evaluated.
+
+        amplitudes: as from `oss_ext.amplitudes`, reaching from t[0] or above to 0. mode: "scale" or "affine"; see
+            `Calibration`, and `oss_ext.fit_gains` for the third.
+        What was there before is replaced. The cost in `provenance` was another schedule's, and is dropped.
+        """
+        return self.with_calibration(calibration_of(amplitudes, self.t[:-1], mode))
+
+    def with_calibration(self, calibration: Calibration | None) -> Schedule:
+        """This schedule with another calibration, or none, and without the costs in `provenance`."""
+        unscored = self.provenance.model_copy(update={"cost": None, "replayed_cost": None})
+        return replace(self, calibration=calibration, provenance=unscored)
 
     def check_range(self, model: Denoiser) -> None:
         """Raises ValueError for flow times that `model` does not know."""
@@ -172,10 +193,35 @@ class Schedule:
         cond: tensors [B, ...], handed to the network's function by name.
         batch_size: network inputs a batch; None: 2^20 numbers, at most 256 inputs.
         progress: True for a bar, or a callback (evaluations made, in all).
-        return_trajectory: also return the states [B, steps + 1, ...] in flow coordinates, float32 for half types.
+        return_trajectory: also return the states [B, steps + 1, ...] in flow coordinates, float32 for half types, as
+            they were evaluated (calibrated).
 
         Raises TypeError or ValueError for bad input before any evaluation, and for outputs of another shape or dtype or
         with NaN or inf (the step and the sample are named).
+        """
+        states = self.states(model, noise, cond, batch_size=batch_size, progress=progress)
+        if return_trajectory:
+            trajectory = list(states)
+            return trajectory[-1].to(noise.dtype), torch.stack(trajectory, 1)
+        for state in states:
+            last = state
+        return last.to(noise.dtype)
+
+    def states(
+        self,
+        model: Denoiser,
+        noise: Tensor,
+        cond: Mapping[str, Tensor] | None = None,
+        *,
+        batch_size: int | None = None,
+        progress: bool | ProgressCallback = False,
+        calibrate: Callable[[Tensor, int], Tensor] | None = None,
+    ) -> Iterator[Tensor]:
+        """What `sample` goes through, one by one: `steps` states [B, ...], calibrated, each before it is evaluated, and
+        the last one. In flow coordinates, float32 for half types.
+
+        calibrate: (state, step) -> the state that is evaluated; None: by `calibration`.
+        The other arguments, and the errors, are those of `sample`.
         """
         check_model(model)
         noise = check_noise(noise)
@@ -183,28 +229,40 @@ class Schedule:
         progress = check_progress(progress)
         rows = pick_batch_size(batch_size, noise[0].numel())
         self.check_range(model)
+        return self._states(model, noise, given, rows, progress, calibrate or self._calibrate)
 
+    @torch.no_grad()
+    def _states(
+        self,
+        model: Denoiser,
+        noise: Tensor,
+        cond: Mapping[str, Tensor],
+        batch_size: int,
+        progress: bool | ProgressCallback,
+        calibrate: Callable[[Tensor, int], Tensor],
+    ) -> Iterator[Tensor]:
         walk = solvers.Walk(
             noise.to(state_dtype(noise.dtype)) * self.noise_scale, self.carries, self.coefficients.shape[1] - 2
         )
-        trajectory = [walk.state]
         with Counter(self.steps * len(noise), progress, "sampling") as counter:
             for step, weights in enumerate(self.coefficients.tolist()):
+                walk.state = calibrate(walk.state, step)
+                yield walk.state
                 output = evaluate(
                     model,
                     walk.state.unsqueeze(1),
                     self.told[step : step + 1],
-                    cond=given,
+                    cond=cond,
                     dtype=noise.dtype,
-                    batch_size=rows,
+                    batch_size=batch_size,
                     labels=[step],
                     tick=counter.add,
                 )
                 walk.step(output.squeeze(1), float(self.t[step]), weights)
-                if return_trajectory:
-                    trajectory.append(walk.state)
-        x0 = walk.state.to(noise.dtype)
-        return (x0, torch.stack(trajectory, 1)) if return_trajectory else x0
+        yield walk.state
+
+    def _calibrate(self, state: Tensor, step: int) -> Tensor:
+        return state if self.calibration is None else calibrate(state, self.calibration, step)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the JSON file `path`, whole or not at all. Every float survives bit for bit."""
@@ -222,6 +280,7 @@ class Schedule:
                 timesteps=self.timesteps.tolist(),
                 network_t=None if self.network_t is None else self.network_t.tolist(),
                 coefficients=self.coefficients.tolist(),
+                calibration=self.calibration,
                 provenance=self.provenance,
             ),
         )
@@ -242,6 +301,7 @@ class Schedule:
             provenance=content.provenance,
             noise_scale=math.nan if content.noise_scale is None else content.noise_scale,
             network_t=None if content.network_t is None else _float64(content.network_t),
+            calibration=content.calibration,
         )
 
     def __repr__(self) -> str:
@@ -250,7 +310,8 @@ class Schedule:
             times += "], network_t=[" + ", ".join(f"{value:.4g}" for value in self.network_t.tolist())
         cost = self.provenance.cost if self.provenance.cost is not None else self.provenance.replayed_cost
         scored = "" if cost is None else f", cost={cost:.3e}"
-        return f"Schedule({self.steps} steps of {self.solver}, {self.parameterization}, t=[{times}]{scored})"
+        changed = "" if self.calibration is None else f", calibration={self.calibration.mode!r}"
+        return f"Schedule({self.steps} steps of {self.solver}, {self.parameterization}, t=[{times}]{changed}{scored})"
 
 
 def _float64(values: Any) -> Tensor:
@@ -290,3 +351,12 @@ def _network_t(value: Any, steps: int) -> Tensor:
     if bool((value <= 0).any()) or bool((value > 1).any()):
         raise ValueError(f"network_t: got {value.tolist()}, wanted flow times above 0, at most 1")
     return value
+
+
+def _check_calibration(value: Any, steps: int) -> None:
+    if value is None:
+        return
+    if not isinstance(value, Calibration):
+        raise TypeError(f"calibration: got {type(value).__name__}, wanted a Calibration or None")
+    if value.steps != steps:
+        raise ValueError(f"calibration: got {value.steps} entries, wanted {steps}, one an evaluation")

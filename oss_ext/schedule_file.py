@@ -8,16 +8,62 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from oss_ext.files import whole_file
 from oss_ext.provenance import Provenance
 
-FORMAT, VERSION = "oss_ext.schedule", 1
-
 FlowTime = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Document = TypeVar("Document", bound=BaseModel)
+
+
+class Calibration(BaseModel):
+    """What a schedule does to its states before it evaluates them (OSS, arXiv 2503.21774, "amplitude calibration").
+
+    mode: "scale": each sample's state times (S_high - S_low) / (x_high - x_low), S being quantiles of the teacher's
+        states and x those of this very state (Eq. 13); "affine": times that and shifted, so that both quantiles become
+        the teacher's (the paper's published code); "gain": times a number that all samples share. A state whose two
+        quantiles are equal stays as it is, but for "gain".
+    quantiles: which two, as shares; low, high: the teacher's at every evaluation, in flow coordinates; None for "gain".
+    gain: the numbers, one an evaluation; None otherwise.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    mode: Literal["scale", "affine", "gain"]
+    quantiles: tuple[Share, Share] | None = None
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
+    gain: tuple[float, ...] | None = None
+
+    @property
+    def steps(self) -> int:
+        return len(self.gain or self.low or ())
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Calibration:
+        needed = ("gain",) if self.mode == "gain" else ("quantiles", "low", "high")
+        for name in ("quantiles", "low", "high", "gain"):
+            if (getattr(self, name) is not None) != (name in needed):
+                wanted = "a value" if name in needed else "none"
+                raise ValueError(f"{name}: got {getattr(self, name)} with mode {self.mode!r}, wanted {wanted}")
+        if self.low is not None and self.high is not None and self.quantiles is not None:
+            check_levels(self.quantiles, self.low, self.high)
+        return self
+
+
+def check_levels(quantiles: tuple[float, float], low: tuple[float, ...], high: tuple[float, ...]) -> None:
+    """Raises ValueError unless the quantiles ascend and so do their levels, two at every place."""
+    if quantiles[0] >= quantiles[1]:
+        raise ValueError(f"quantiles: got {quantiles}, wanted two ascending shares")
+    if len(low) != len(high):
+        raise ValueError(f"high: got {len(high)} entries, wanted {len(low)}, as many as low")
+    for place, (below, above) in enumerate(zip(low, high, strict=True)):
+        if below > above:
+            raise ValueError(f"high: got {above} at place {place}, wanted at least the {below} of low")
 
 
 class ScheduleFile(BaseModel):
@@ -38,6 +84,7 @@ class ScheduleFile(BaseModel):
     timesteps: list[float]
     network_t: list[Annotated[float, Field(gt=0, le=1)]] | None = None  # likewise: t[:-1]
     coefficients: list[list[float]]
+    calibration: Calibration | None = None  # likewise: none
     provenance: Provenance
 
     @model_validator(mode="after")
@@ -60,10 +107,12 @@ class ScheduleFile(BaseModel):
         widths = {len(row) for row in self.coefficients}
         if len(widths) != 1 or min(widths) < 2:
             raise ValueError(f"coefficients: got rows of {sorted(widths)} numbers, wanted one width of at least 2")
+        if self.calibration is not None and self.calibration.steps != count:
+            raise ValueError(f"calibration: got {self.calibration.steps} entries, wanted {count} for {count} steps")
         return self
 
 
-def write(path: str | os.PathLike[str], content: ScheduleFile) -> None:
+def write(path: str | os.PathLike[str], content: BaseModel) -> None:
     """Writes the file whole or not at all."""
     with whole_file(path) as temporary:
         temporary.write_text(_layout(content.model_dump(mode="json")) + "\n", encoding="utf-8")
@@ -71,27 +120,34 @@ def write(path: str | os.PathLike[str], content: ScheduleFile) -> None:
 
 def read(path: str | os.PathLike[str]) -> ScheduleFile:
     """Raises FileNotFoundError, or ValueError that names the file and the field at fault."""
+    return read_as(ScheduleFile, path, "a schedule file")
+
+
+def read_as(kind: type[Document], path: str | os.PathLike[str], called: str) -> Document:
+    """A file of the format and version that are the defaults of `kind`. Errors as `read`; called: for these."""
+    known, version = kind.model_fields["format"].default, kind.model_fields["version"].default
     target = Path(path)
     try:
         text = target.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{target}: not UTF-8 text ({error}), wanted a schedule file") from None
+        raise ValueError(f"{target}: not UTF-8 text ({error}), wanted {called}") from None
     try:
         head = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{target}: not JSON ({error}), wanted a schedule file") from None
-    if not isinstance(head, dict) or head.get("format") != FORMAT:
+        raise ValueError(f"{target}: not JSON ({error}), wanted {called}") from None
+    if not isinstance(head, dict) or head.get("format") != known:
         came = head.get("format") if isinstance(head, dict) else type(head).__name__
-        raise ValueError(f"{target}: format: got {came!r}, wanted {FORMAT!r}")
-    if head.get("version") != VERSION:
-        raise ValueError(f"{target}: version: got {head.get('version')!r}, wanted {VERSION}")
+        raise ValueError(f"{target}: format: got {came!r}, wanted {known!r}")
+    if head.get("version") != version:
+        raise ValueError(f"{target}: version: got {head.get('version')!r}, wanted {version}")
     try:
-        return ScheduleFile.model_validate_json(text)
+        return kind.model_validate_json(text)
     except ValidationError as error:
-        raise ValueError(f"{target}: {_explain(error)}") from None
+        raise ValueError(f"{target}: {explain(error)}") from None
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
+    """One line of what pydantic found."""
     parts = []
     for item in error.errors(include_url=False):
         where = ".".join(map(str, item["loc"]))

@@ -44,6 +44,7 @@ def dp_search(
     beam: int = 1,
     refine: str | None = None,
     weight: Tensor | None = None,
+    calibration: str | None = None,
     cond: Mapping[str, Tensor] | None = None,
     batch_size: int | None = None,
     store: str = "auto",
@@ -78,6 +79,10 @@ def dp_search(
     weight: [...], as one sample, >= 0: of the squared differences in every cost, and in least squares; mean 1 keeps
         costs in the usual units (`integrations.video.cost_weight` for some frames and channels). Candidates are placed
         without it. Not with solver "auto" or `refine`.
+    calibration: "scale", "affine" or "gain" (`schedule.calibration` says what they are): every state of the search is
+        brought to the amplitudes of this teacher on these noises (or to the multiple nearest to the teacher) before it
+        is evaluated, and the schedules do the same. Not with solver "auto", share "median" or `refine`; "gain" not with
+        a beam or a weight.
     cond: tensors [B, ...], handed to the network by name.
     batch_size: network inputs a batch; None: 2^20 numbers, at most 256 inputs.
     store: where the states are kept: "device": beside the noise; "host": in host memory, from where batches go to the
@@ -99,7 +104,7 @@ def dp_search(
     progress = check_progress(progress)
     rows = pick_batch_size(batch_size, noise[0].numel())
     _check_metadata(metadata)
-    _check_refine(refine, noise, share, nodes, weight)
+    _check_refine(refine, noise, share, nodes, weight, calibration)
 
     def make_grid(name: str, count: int) -> Tensor:
         stock = grids.for_model(name, count, model)
@@ -117,6 +122,7 @@ def dp_search(
             candidates=candidates,
             beam=beam,
             weight=weight,
+            calibration=calibration,
             store=store,
             make_grid=make_grid,
         )
@@ -165,7 +171,7 @@ def _count(
     return rehearse(core_on(torch.ones(few, 1), solver)) * samples // few
 
 
-def _check_refine(refine: Any, noise: Tensor, share: str, nodes: str, weight: Tensor | None) -> None:
+def _check_refine(refine: Any, noise: Tensor, share: str, nodes: str, weight: Tensor | None, calibration: Any) -> None:
     if refine is None:
         return
     choice("refine", refine, METHODS)
@@ -175,6 +181,8 @@ def _check_refine(refine: Any, noise: Tensor, share: str, nodes: str, weight: Te
         raise ValueError("refine: got 'gradient' with nodes 'integer', off which it moves the times, wanted 'nodes'")
     if weight is not None:
         raise ValueError(f"weight: got one with refine {refine!r}, which lowers the unweighted distance, wanted None")
+    if calibration is not None:
+        raise ValueError(f"calibration: got {calibration!r} with refine {refine!r}, wanted None")
     if refine == "gradient" and len(noise) < 2:
         raise ValueError("noise: got 1 sample with refine 'gradient', wanted at least 2: some of them only judge")
 

@@ -22,6 +22,7 @@ from oss_ext.evaluate import state_dtype
 from oss_ext.median import elementwise_median
 from oss_ext.objective import OBJECTIVES
 from oss_ext.plan import Plan
+from oss_ext.schedule_calibration import MODES
 from oss_ext.store import home, states_of_search
 from oss_ext.teacher import DEFAULT_SOLVER, Ask, Teacher, check_guide, integrate
 from oss_ext.validate import check_noise, check_weight, choice, whole_number
@@ -80,6 +81,7 @@ def dp_core(
     candidates: int | None = None,
     beam: int = 1,
     weight: Tensor | None = None,
+    calibration: str | None = None,
     store: str = "device",
     make_grid: MakeGrid = grids.make,
 ) -> Core:
@@ -119,20 +121,25 @@ def dp_core(
         raise ValueError(f"share: got {share!r} with solver {scheme.name!r}, which all samples share, wanted 'joint'")
     if isinstance(scheme, solvers.Mixed) and share == "median":
         raise ValueError("share: got 'median' with solver 'mixed', whose choices have no median, wanted another")
+    if calibration is not None:
+        _check_calibration(calibration, scheme, share, beam, weight)
     device, noise = noise.device, noise.to(state_dtype(noise.dtype))
     tried = [*scheme.searched, *scheme.free] if isinstance(scheme, Auto) else [scheme]
     history = max(solvers.get(each).history for each in tried)
     felt = check_weight(weight, noise)
     if felt is not None and isinstance(scheme, Auto):
         raise ValueError("weight: got one with solver 'auto', which judges by the unweighted distance, wanted another")
-    noise = noise.to(home(store, noise, states_of_search(last + 1, 1 + (candidates or last), history, beam)))
+    held = states_of_search(last + 1, 1 + (candidates or last), history, beam)
+    if calibration is not None:
+        held += 1 + (candidates or last)
+    noise = noise.to(home(store, noise, held))
     felt = None if felt is None else felt.flatten().to(noise)
     tally = _Tally(len(noise))
     options: dict[str, Any] = {"free": start == "free", "candidates": candidates, "beam": beam}
     if isinstance(scheme, Auto):
         core = _auto(noise, t, steps, scheme, make_grid, guide, tally, options)
     else:
-        core = _one(noise, t, steps, scheme, share, guide, tally, options, felt)
+        core = _one(noise, t, steps, scheme, share, guide, tally, {**options, "calibration": calibration}, felt)
     return _checked(core, device)
 
 
@@ -176,6 +183,20 @@ class _Tally:
             name: count // self._samples if count % self._samples == 0 else count / self._samples
             for name, count in made.items()
         }
+
+
+def _check_calibration(
+    calibration: str, scheme: solvers.Solver | Auto, share: str, beam: int, weight: Tensor | None
+) -> None:
+    choice("calibration", calibration, MODES)
+    if isinstance(scheme, Auto):
+        raise ValueError(f"calibration: got {calibration!r} with solver 'auto', wanted None")
+    if share == "median":
+        raise ValueError(f"calibration: got {calibration!r} with share 'median', wanted None")
+    if calibration == "gain" and beam > 1:
+        raise ValueError(f"calibration: got 'gain' with a beam of {beam}, wanted 'scale', 'affine' or None")
+    if calibration == "gain" and weight is not None:
+        raise ValueError("calibration: got 'gain' with a weight, wanted 'scale', 'affine' or None")
 
 
 def _check_auto(config: Auto, noise: Tensor, steps: int, make_grid: MakeGrid) -> None:

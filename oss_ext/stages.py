@@ -19,6 +19,7 @@ from torch import Tensor
 
 from oss_ext import kernels, solvers
 from oss_ext.proposals import CHUNK, propose
+from oss_ext.stages_calibration import Calibrator
 from oss_ext.teacher import Ask, Teacher
 
 
@@ -29,12 +30,14 @@ class Stage:
     values: float64 [R] (joint: summed over the samples) or [B, M]. backpointers: int32, alike. On the CPU.
     coefficients: float64 [R, P] or [B, M, P] on the CPU, of the best step into each row, where the solver is searched;
         else None. endpoint: [B, D], the best state at the clean node.
+    gains: as from `Calibrator.apply`, of the states that the steps leave from.
     """
 
     values: Tensor
     backpointers: Tensor
     coefficients: Tensor | None
     endpoint: Tensor
+    gains: Tensor | None = None
 
 
 class _Winners(NamedTuple):
@@ -73,6 +76,7 @@ def run_stages(
     beam: int = 1,
     nodes: Tensor | None = None,
     weight: Tensor | None = None,
+    calibrator: Calibrator | None = None,
 ) -> Generator[Ask, Tensor, list[Stage]]:
     """Stages 1..steps. Stage k evaluates the nodes that k - 1 steps reach, k - 1..M - 2, and nothing else; stage 1 has
     the teacher's evaluation at node 0, and with `free` evaluates the others at their `starts`.
@@ -80,6 +84,7 @@ def run_stages(
     starts: [B, M, D], float32 or float64: where a path may begin. t: float64 [M] on the CPU. shape: of a sample.
     samples: which rows of the search's noise these are. beam: W; above 1 only with `joint`.
     nodes: int64 [M], what the asks call the nodes; None: 0..M - 1. weight: [D], of the numbers of a state in the costs.
+    calibrator: of all states before they are evaluated; node 0 is then evaluated again.
     """
     last = len(t) - 1
     nodes = torch.arange(last + 1) if nodes is None else nodes
@@ -94,13 +99,18 @@ def run_stages(
     stages = []
     for budget in range(1, steps + 1):
         known = 0  # of the first sources, evaluated by the teacher
-        if budget == 1:
+        if budget == 1 and calibrator is None:
             table.output[:, 0] = teacher.first_velocity
             known = 1
+        gains = None
         rows = torch.cat([rank * (last + 1) + torch.arange(*span) for rank, span in enumerate(table.sources)])[known:]
         if len(rows):
             at = rows % (last + 1)
             index = _neighbours(rows, starts.device)
+            if calibrator is not None:
+                if budget == 1:
+                    table.states = starts.clone()  # they may be the teacher's own
+                gains = calibrator.apply(table.states, rows, teacher.states)
             sent = yield Ask(table.states[:, index].unflatten(2, shape), t[at], samples, nodes[at])
             table.output[:, index] = sent.flatten(2)
         won = (
@@ -115,6 +125,7 @@ def run_stages(
                 won.backpointers.cpu(),
                 None if won.coefficients is None else won.coefficients.cpu(),
                 won.states[:, last].clone(),
+                gains,
             )
         )
         if budget < steps:
