@@ -48,7 +48,7 @@ def stable_diffusion_3() -> Tiny:
         "guidance_scale": 2.0,
         "output_type": "latent",
     }
-    return Tiny(pipe, call, (BATCH, 4, 8, 8), guided(2.0, run), "sigmas")
+    return Tiny(pipe, call, (BATCH, 4, 8, 8), guided(2.0, run))
 
 
 def qwen_image() -> Tiny:
@@ -90,7 +90,7 @@ def qwen_image() -> Tiny:
         )[0]
 
     call = {"prompt_embeds": text, "prompt_embeds_mask": mask, "height": 16, "width": 16, "output_type": "latent"}
-    made = Tiny(pipe, call, (BATCH, 16, 16), run, "sigmas")
+    made = Tiny(pipe, call, (BATCH, 16, 16), run)
 
     def noise(seed: int = 5) -> Tensor:
         drawn = torch.randn(BATCH, 1, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
@@ -148,7 +148,7 @@ def ltx() -> Tiny:
         )[0]
 
     call = {"prompt_embeds": text, "prompt_attention_mask": mask, "guidance_scale": 1.0, "num_frames": 9}
-    made = Tiny(pipe, {**call, "height": 32, "width": 32, "output_type": "latent"}, (BATCH, 32, 8), run, "timesteps")
+    made = Tiny(pipe, {**call, "height": 32, "width": 32, "output_type": "latent"}, (BATCH, 32, 8), run)
 
     def noise(seed: int = 5) -> Tensor:
         drawn = torch.randn(BATCH, 8, 2, 4, 4, generator=torch.Generator().manual_seed(seed))
@@ -202,7 +202,6 @@ def cogvideox() -> Tiny:
         {**call, "height": 32, "width": 32, "output_type": "latent"},
         (BATCH, 3, 4, 4, 4),
         guided(2.0, run),
-        "timesteps",
     )
 
 
@@ -249,7 +248,7 @@ def pixart() -> Tiny:
         "width": 16,
         "output_type": "latent",
     }
-    return Tiny(pipe, call, (BATCH, 4, 8, 8), lambda x, t: guided_run(x, t)[:, :4], "sigmas, timesteps")
+    return Tiny(pipe, call, (BATCH, 4, 8, 8), lambda x, t: guided_run(x, t)[:, :4])
 
 
 def sana() -> Tiny:
@@ -311,7 +310,54 @@ def sana() -> Tiny:
         "width": 32,
         "output_type": "latent",
     }
-    return Tiny(pipe, call, (BATCH, 4, 16, 16), run, "sigmas, timesteps")
+    return Tiny(pipe, call, (BATCH, 4, 16, 16), run)
+
+
+def cosmos() -> Tiny:
+    """Cosmos 2: its loop preconditions by itself, with the scheduler's sigmas."""
+    network = lively(
+        diffusers.CosmosTransformer3DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=16,
+            num_layers=1,
+            text_embed_dim=8,
+            adaln_lora_dim=4,
+            max_size=(4, 16, 16),
+            patch_size=(1, 2, 2),
+            extra_pos_embed_type=None,
+            concat_padding_mask=False,  # a mask wants torchvision
+        )
+    )
+    vae = diffusers.AutoencoderKLWan(base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True)
+    checker = torch.nn.Linear(1, 1)  # in place of one that is to be downloaded; prompts are not read here
+    checker.device, checker.dtype = torch.device("cpu"), torch.float32
+    pipe = diffusers.Cosmos2TextToImagePipeline(None, None, network, vae, scheduler, safety_checker=checker)
+    text, negative = embeds(BATCH, 3, 8), embeds(BATCH, 3, 8, seed=2)
+
+    def run(x: Tensor, told: Tensor) -> Tensor:
+        sigma = (told / 1000).reshape(-1, 1, 1, 1, 1)
+        t = sigma / (sigma + 1)
+
+        def denoised(prompt: Tensor) -> Tensor:
+            output = network(
+                hidden_states=x * (1 - t),
+                timestep=t.flatten(),
+                encoder_hidden_states=per(x, prompt),
+                padding_mask=torch.zeros(1, 1, 32, 32),
+                return_dict=False,
+            )[0]
+            return (1 - t) * x - t * output
+
+        with_ = denoised(text)
+        return (x - (with_ + 2.0 * (with_ - denoised(negative)))) / sigma
+
+    call = {"prompt_embeds": text, "negative_prompt_embeds": negative, "guidance_scale": 2.0}
+    return Tiny(
+        pipe, {**call, "height": 32, "width": 32, "output_type": "latent"}, (BATCH, 4, 1, 4, 4), run, lambda x: x[:, :, 0]
+    )
 
 
 PIPELINES = {
@@ -321,4 +367,5 @@ PIPELINES = {
     "CogVideoXPipeline": cogvideox,
     "PixArtAlphaPipeline": pixart,
     "SanaPipeline": sana,
+    "Cosmos2TextToImagePipeline": cosmos,
 }

@@ -26,7 +26,6 @@ class Tiny:
     call: dict[str, Any]
     shape: tuple[int, ...]
     network: Callable[[Tensor, Tensor], Tensor]
-    takes: str  # which of sigmas= and timesteps= its call has
     finish: Callable[[Tensor], Tensor] = lambda latents: latents
     dtype: torch.dtype = torch.float32
 
@@ -37,6 +36,8 @@ class Tiny:
     def __call__(self, seed: int = 5, **more: Any) -> Tensor:
         arguments = {**self.call, "generator": torch.Generator().manual_seed(seed), **more}
         out = self.pipe(**arguments, return_dict=False)[0]
+        if isinstance(out, list):
+            return torch.stack(out)
         return out if isinstance(out, Tensor) else torch.as_tensor(out)
 
 
@@ -123,7 +124,6 @@ def stable_diffusion(scheduler: Any = None, scale: float = 3.0, pipeline: Any = 
         {**call, **more},
         (BATCH, 4, 8, 8),
         guided(scale, lambda x, t: unet(x, t, encoder_hidden_states=halves(x, negative, text), return_dict=False)[0]),
-        "sigmas, timesteps",
     )
 
 
@@ -161,7 +161,6 @@ def stable_diffusion_xl() -> Tiny:
             added_cond_kwargs={"text_embeds": per(x, pooled), "time_ids": per(x, ids)},
             return_dict=False,
         )[0],
-        "sigmas, timesteps",
     )
 
 
@@ -191,7 +190,6 @@ def dit(scheduler: Any = None, scale: float = 4.0) -> Tiny:
         {"class_labels": labels.tolist(), "guidance_scale": scale, "output_type": "np"},
         (BATCH, 4, 8, 8),
         run,
-        "neither",
         lambda x: (vae.decode(x / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1),
     )
 
@@ -229,7 +227,7 @@ def flux(pipeline: Any = None, dynamic: bool = True, **more: Any) -> Tiny:
         )[0]
 
     call = {"prompt_embeds": text, "pooled_prompt_embeds": pooled, "height": 16, "width": 16, "output_type": "latent"}
-    made = Tiny(pipe, {**call, "guidance_scale": 3.5, **more}, (BATCH, 16, 16), run, "sigmas")
+    made = Tiny(pipe, {**call, "guidance_scale": 3.5, **more}, (BATCH, 16, 16), run)
 
     def noise(seed: int = 5) -> Tensor:
         drawn = torch.randn(BATCH, 4, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=made.dtype)
@@ -267,7 +265,7 @@ def wan(scheduler: Any = None, scale: float = 2.0) -> Tiny:
         return without + scale * (with_ - without)
 
     call = {"prompt_embeds": text, "negative_prompt_embeds": negative, "guidance_scale": scale, "num_frames": 9}
-    return Tiny(pipe, {**call, "height": 32, "width": 32, "output_type": "latent"}, (BATCH, 4, 3, 4, 4), run, "neither")
+    return Tiny(pipe, {**call, "height": 32, "width": 32, "output_type": "latent"}, (BATCH, 4, 3, 4, 4), run)
 
 
 PIPELINES: dict[str, Callable[[], Tiny]] = {

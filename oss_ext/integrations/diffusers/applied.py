@@ -47,7 +47,7 @@ class AppliedScheduler(PipelineScheduler):
 
     @property
     def start_scale(self) -> float:
-        return self.running.noise_scale * self._scale(0)
+        return self.running.noise_scale * self._scale(0) / self.family.held
 
     @property
     def step_index(self) -> int | None:
@@ -158,7 +158,8 @@ class AppliedScheduler(PipelineScheduler):
     def _lay_out(self) -> None:
         self._told = self.family.told(self.running.told)
         self.timesteps = as_told(self.family, self._told, self._device)
-        self.sigmas = self.family.levels(self.running.t).float()
+        levels = self.family.levels(torch.cat([self.running.told, self.running.t[-1:]]))
+        self.sigmas = levels.float()  # of the times that are told: some pipelines tell the network these
 
     def _enter(self, timestep: Any, sample: Tensor) -> None:
         """The first step: where it is, and what the latents are."""

@@ -135,6 +135,7 @@ class Call:
         half = len(sample) // 2
         doubled = len(sample) % 2 == 0 and len(sample) > 0 and _halves_equal(sample) and _halves_equal(output)
         noise = (sample[:half] if doubled else sample).detach().clone()
+        noise = noise / self.family.held if self.family.held != 1 else noise
         if self.noise is None:
             spread = float(noise.double().std()) if noise.numel() >= 256 else 1.0
             if not 0.8 < spread < 1.25:

@@ -7,13 +7,14 @@ maps all three: x_t = (1 - t) x0 + t eps, and v = eps - x0. In the loop we keep 
     flow   x_t                       output v (or -v, where the noise level runs upwards)
     VP     a x0 + s eps = (a + s) x_t    output eps, a eps - s x0, or x0
     EDM    c_in (x0 + sigma eps)         output F, denoised = c_skip x + c_out F (Karras et al., arXiv 2206.00364)
+    VE     x0 + sigma eps                output eps: pipelines that precondition by themselves (Cosmos 2)
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -39,6 +40,7 @@ class Family:
     train_steps: what flow time 1 is called in timesteps (flow). inverted: the noise level runs from 0 to 1 (flow).
     alphas_cumprod: float64 [T] (VP).
     sigma_min, sigma_max, sigma_data: the range and scale; output_sign: of c_out (EDM).
+    exploding: the VE form of EDM; held: what the pipeline multiplies its noise with by itself.
     whole: the scheduler's own class tells the network whole timesteps only.
     shift, dynamic_shift: of the configuration (flow). settings: all that bends its own noise levels, by name.
     """
@@ -52,6 +54,8 @@ class Family:
     sigma_max: float = 0.0
     sigma_data: float = 1.0
     output_sign: float = 1.0
+    exploding: bool = False
+    held: float = 1.0
     whole: bool = False
     shift: float = 1.0
     dynamic_shift: str | None = None
@@ -86,7 +90,7 @@ class Family:
         if self.parameterization == "flow":
             return self.train_steps * (1 - t if self.inverted else t)
         if self.parameterization == "edm":
-            return 0.25 * (t / (1 - t)).log()
+            return self._told_of(t / (1 - t))
         return self.terms().timesteps(t)
 
     def levels(self, t: Tensor) -> Tensor:
@@ -100,6 +104,8 @@ class Family:
         """Network input / x_t. At t = 0, where the loop ends, 1: the latents are then x0."""
         if self.parameterization == "flow" or t == 0:
             return 1.0
+        if self.exploding:
+            return 1 / (1 - t)
         if self.parameterization == "edm":
             return 1 / math.hypot(t, self.sigma_data * (1 - t))
         return 1 / math.hypot(t, 1 - t)
@@ -109,10 +115,10 @@ class Family:
         kind = self.parameterization
         if kind == "flow":
             return 0.0, -1.0 if self.inverted else 1.0
+        if kind == "epsilon" or self.exploding:
+            return -1 / (1 - t), 1 / (1 - t)
         scale = self.input_scale(t)
         a, s = scale * (1 - t), scale * t
-        if kind == "epsilon":
-            return -1 / (1 - t), 1 / (1 - t)
         if kind == "v_param":
             return (s - a) * scale, scale
         if kind == "x0":
@@ -140,6 +146,10 @@ class Family:
             return self.shift
         return math.exp(mu) if self.dynamic_shift == "exponential" else float(mu)
 
+    def _told_of(self, sigma: Tensor) -> Tensor:
+        """The timestep of a sigma (EDM)."""
+        return self.train_steps * sigma if self.exploding else 0.25 * sigma.log()
+
     def _preconditioning(self, sigma: Any) -> tuple[Any, Any]:
         """(c_skip, c_out)."""
         total = sigma**2 + self.sigma_data**2
@@ -148,8 +158,10 @@ class Family:
     def _denoised(self, network: Network, x: Tensor, sigma: Tensor) -> Tensor:
         column = sigma.double().reshape(-1, *[1] * (x.ndim - 1))
         skip, out = self._preconditioning(column)
+        if self.exploding:
+            return (x - column * network(x, self._told_of(sigma.double()).to(sigma))).to(x.dtype)
         scaled = (x * (column**2 + self.sigma_data**2).rsqrt()).to(x.dtype)
-        output = network(scaled, (0.25 * sigma.double().log()).to(sigma.dtype))
+        output = network(scaled, self._told_of(sigma.double()).to(sigma))
         return (skip * x + out * output).to(x.dtype)
 
 
@@ -161,6 +173,8 @@ def family_of(scheduler: Any) -> Family:
     kind = config.get("prediction_type")
     train_steps = int(config.get("num_train_timesteps", 1000))
     alphas = getattr(scheduler, "alphas_cumprod", None)
+    if "FlowMatch" in name and config.get("sigma_data") is not None:  # a form that pipelines write into it
+        return replace(_edm(config, name, 1.0, 1.0), exploding=True, held=float(config["sigma_max"]))
     if kind in _FLOW_TYPES or config.get("use_flow_sigmas") or (kind is None and _flow_like(scheduler, config, alphas)):
         dynamic = config.get("time_shift_type", "exponential") if config.get("use_dynamic_shifting") else None
         shift = config.get("flow_shift") if config.get("use_flow_sigmas") else config.get("shift")

@@ -11,6 +11,7 @@ pytest.importorskip("transformers", reason="transformers is not installed, which
 
 import diffusers
 from helpers import tiny_pipelines as tiny
+from helpers.more_tiny_pipelines import PIPELINES
 
 from oss_ext import Schedule
 from oss_ext.integrations.diffusers import applied, family_of
@@ -130,6 +131,19 @@ def test_flow(kind, options, solver):
     schedule = Schedule.from_grid(t, solver, family.denoiser(made.network))
     told = native.timesteps.double() / 1000
     schedule = Schedule(**{**vars(schedule), "network_t": told, "timesteps": told, "noise_scale": 1.0})
+    same(made, schedule, 1e-5, 1.0)
+
+
+def test_levels_that_a_pipeline_preconditions_by_itself():
+    """Cosmos 2: variance-exploding sigmas from 80 in a flow-matching scheduler."""
+    made = PIPELINES["Cosmos2TextToImagePipeline"]()
+    native = made.pipe.scheduler
+    native.register_to_config(final_sigmas_type="zero")  # else its last step has no length
+    family = family_of(native)
+    assert family.parameterization == "edm" and family.exploding and family.held == 80
+    native.set_timesteps(sigmas=torch.linspace(0, 1, STEPS, dtype=torch.float64))
+    sigma = native.sigmas.double()
+    schedule = Schedule.from_grid(sigma / (1 + sigma), "euler", family.denoiser(made.network))
     same(made, schedule, 1e-5, 1.0)
 
 
