@@ -1,0 +1,9 @@
+"""The rivals: other methods that make schedules, each written from its paper. Their schedules sample as ours do.
+
+Fixed grids are in `oss_ext.grids`, published tables (AYS) in `oss_ext.published`.
+"""
+
+from oss_ext.baselines.found import Found
+from oss_ext.baselines.gits import gits
+
+__all__ = ["Found", "gits"]
