@@ -1,8 +1,8 @@
 """Schedules as the text that other tools take: ComfyUI, k-diffusion, A1111 and Forge, diffusers, plain JSON.
 
 Lists of noise levels carry the levels and nothing else. A schedule that is more than that (fitted coefficients, network
-times, a scale of the noise of its own) is refused; where the target has no sampler of the schedule's formula, that is
-said, since the same levels under another formula are another sampler.
+times, a scale of the noise of its own, calibrated states) is refused; where the target has no sampler of the schedule's
+formula, that is said, since the same levels under another formula are another sampler.
 """
 
 from __future__ import annotations
@@ -123,6 +123,8 @@ def _refuse(schedule: Schedule, to: str, target: _Target) -> None:
             f"schedule: it starts at {schedule.noise_scale:.6g} times the noise instead of {float(schedule.t[0]):.6g}, "
             f"which {to} cannot be told; {target.instead}"
         )
+    if schedule.calibration is not None:
+        raise ValueError(f"schedule: it calibrates its states, which {to} cannot be told; {target.instead}")
     if _has_own_coefficients(schedule):
         raise ValueError(
             f"schedule: its coefficients ({schedule.solver}) are its own, which a list of noise levels cannot carry; "
@@ -205,7 +207,10 @@ if NAME not in sd_schedulers.schedulers_map:
     where = "Into extensions/oss/scripts/oss.py of the web UI; after a restart, Schedule type OSS"
     where += f", Sampling method {sampler}" if sampler is not None else ""
     counts = ", ".join(str(steps) for steps in sorted(budgets))
-    return text, f"{where}, Sampling steps {counts}. Flow models: Forge only."
+    return (
+        text,
+        f"{where}, Sampling steps {counts}. Image to image takes the last steps of it alone. Flow models: Forge only.",
+    )
 
 
 def _diffusers(budgets: Mapping[int, Schedule], sampler: str | None, decimals: int) -> tuple[str, str]:
@@ -255,6 +260,7 @@ def _json(budgets: Mapping[int, Schedule], sampler: str | None, decimals: int) -
             "noise_scale": one.noise_scale,
             "carries": one.carries,
             "coefficients": one.coefficients.tolist(),
+            "calibration": None if one.calibration is None else one.calibration.model_dump(mode="json"),
         }
         for one in budgets.values()
     ]

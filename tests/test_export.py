@@ -22,6 +22,7 @@ from typer.testing import CliRunner, Result
 import oss_ext
 from oss_ext import EpsilonModel, Schedule, cli, export, published
 from oss_ext.export import make, targets
+from oss_ext.schedule_file import Calibration
 
 LISTS = [name for name in targets() if name != "json"]
 
@@ -209,6 +210,9 @@ def test_json_carries_everything() -> None:
     assert content["sigmas"] == schedule.sigmas.tolist() and content["t"] == schedule.t.tolist()
     assert content["coefficients"] == schedule.coefficients.tolist()
     assert content["network_t"] == schedule.network_t.tolist() and content["noise_scale"] == 0.8
+    assert content["calibration"] is None
+    gained = replace(schedule, calibration=Calibration(mode="gain", gain=(1.1,) * 6))
+    assert json.loads(export(gained, to="json"))["calibration"]["gain"] == [1.1] * 6
     several = json.loads(export({6: schedule, 10: published.schedule("oss-flux")}, to="json"))
     assert [one["steps"] for one in several] == [6, 10]
 
@@ -224,6 +228,8 @@ def test_lists_refuse_what_they_cannot_carry(to: str) -> None:
         export(replace(plain, network_t=plain.t[:-1] * 0.999), to=to)
     with pytest.raises(ValueError, match=r"starts at 0\.9 times"):
         export(replace(plain, noise_scale=0.9), to=to)
+    with pytest.raises(ValueError, match="calibrates"):
+        export(replace(plain, calibration=Calibration(mode="gain", gain=(1.0,) * 5 + (1.1,))), to=to)
     with pytest.raises(ValueError, match="score model"):
         export(replace(plain, parameterization="score"), to=to)
     if to != "a1111":

@@ -80,7 +80,8 @@ def starting_at(plan: Plan, start: float, least: float = 0.0) -> Plan:
 
     The plan's times, as a piecewise linear function of the steps made, are read off at equally many equal parts of what
     is left of it below `start`. Fitted coefficients hold for their own steps only: here a formula of order 2 (Euler's
-    stays Euler's) on the prediction that the plan carries takes their place, and the network is told the true times.
+    stays Euler's) on the prediction that the plan carries takes their place; the network is told the true times, and
+    states are not calibrated.
     """
     if start >= plan.t[0] * (1 - 1e-6):
         return plan

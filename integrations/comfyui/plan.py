@@ -7,7 +7,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from .calibration import Calibration
+
 FORMAT, VERSION = "oss_ext.schedule", 1
+FIELDS = {
+    *("format", "version", "steps", "parameterization", "solver", "carries", "noise_scale", "t", "nodes", "sigmas"),
+    *("timesteps", "network_t", "coefficients", "calibration", "provenance"),
+}
+"""Those that these nodes know of: one more may change what a schedule means."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +24,7 @@ class Plan:
     t: [k + 1], descending, the last 0. told: [k], the flow times that the network is told. coefficients: [k, P], of
     [state, velocity, earlier predictions, newest first]. carries: which prediction that is, "velocity", "x0" or
     "epsilon". noise_scale: sampling starts at noise_scale * noise. family: "flow", "edm", "epsilon", "v_param", "x0".
+    calibration: what happens to a state before it is evaluated; None: nothing.
     """
 
     t: tuple[float, ...]
@@ -26,6 +34,7 @@ class Plan:
     noise_scale: float
     solver: str
     family: str
+    calibration: Calibration | None = None
 
     @property
     def steps(self) -> int:
@@ -58,6 +67,8 @@ def parse(text: str, name: str = "schedule") -> Plan:
         raise ValueError(f"{name}: wanted a schedule file of oss_ext (format {FORMAT!r})")
     if content.get("version") != VERSION:
         raise ValueError(f"{name}: version: got {content.get('version')!r}, wanted {VERSION}: update these nodes")
+    if unknown := set(content) - FIELDS:
+        raise ValueError(f"{name}: has {', '.join(sorted(unknown))}, which these nodes do not know: update them")
     try:
         t, scale, told = content["t"], content.get("noise_scale"), content.get("network_t")
         return Plan(
@@ -68,6 +79,9 @@ def parse(text: str, name: str = "schedule") -> Plan:
             noise_scale=t[0] if scale is None else scale,
             solver=content["solver"],
             family=content["parameterization"],
+            calibration=None
+            if content.get("calibration") is None
+            else Calibration.of(content["calibration"], len(t) - 1),
         )
     except KeyError as error:
         raise ValueError(f"{name}: lacks {error.args[0]!r}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,8 +21,22 @@ def sigmas_of(plan: Plan, levels: Levels) -> Tensor:
     return torch.tensor([levels.sigma(t) for t in plan.t], dtype=torch.float64).float()
 
 
+@dataclass
+class _Left:
+    """Where a run along the first steps ended: step, x as returned, and the predictions that later steps may use."""
+
+    step: int
+    x: Tensor
+    earlier: tuple[Tensor, ...]
+
+
 def sampler_of(plan: Plan) -> Sampler:
-    """A function of k-diffusion's signature, for comfy.samplers.KSAMPLER."""
+    """A function of k-diffusion's signature, for comfy.samplers.KSAMPLER.
+
+    Of a schedule split in two (SplitSigmas) the second part goes on with what the first left behind in this function;
+    that is kept, since ComfyUI runs the second alone again where only the second changed.
+    """
+    left: list[_Left] = []
 
     @torch.no_grad()
     def sample_oss(
@@ -32,16 +47,17 @@ def sampler_of(plan: Plan) -> Sampler:
         callback: Callable[[dict[str, Any]], None] | None = None,
         disable: bool | None = None,
     ) -> Tensor:
-        """x [B, ...]: the noised latent at sigmas[0]. sigmas [m + 1]: the schedule's, or its first m steps."""
+        """x [B, ...]: the noised latent at sigmas[0]. sigmas [m + 1]: the schedule's, or some of its steps."""
         model_sampling = model.inner_model.inner_model.model_sampling
         levels = Levels.of(model_sampling)
         check_family(plan, levels, model_sampling)
         begin = _place(plan, levels, sigmas)
         state = _start(model, x, plan, levels, begin)
-        earlier: deque[Tensor] = deque(maxlen=len(plan.coefficients[0]) - 2)
+        earlier = deque(_earlier(plan, begin, len(sigmas) - 1, x, left), maxlen=len(plan.coefficients[0]) - 2)
         ones = x.new_ones(len(x))
         for index, step in enumerate(_steps(range(begin, begin + len(sigmas) - 1), disable)):
             t, told = plan.t[step], plan.told[step]
+            state = state if plan.calibration is None else plan.calibration.apply(state, step)
             sigma = sigmas[index].to(x) if told == t else x.new_tensor(levels.sigma(told))
             scaled = state * levels.scale(told)
             denoised = model(scaled, sigma * ones, **(extra_args or {}))
@@ -55,8 +71,12 @@ def sampler_of(plan: Plan) -> Sampler:
                     following = following + weight * prediction
             earlier.appendleft(_carried(plan.carries, state, velocity, t))
             state = following
-        end = plan.t[begin + len(sigmas) - 1]
-        return _unmasked(model, state, extra_args or {}) if end == 0 else state * levels.scale(end)
+        end = begin + len(sigmas) - 1
+        if end == plan.steps:
+            return _unmasked(model, state, extra_args or {})
+        state = state * levels.scale(plan.t[end])
+        left[:] = [_Left(end, state, tuple(earlier))]
+        return state
 
     return sample_oss
 
@@ -77,8 +97,7 @@ def _carried(carries: str, state: Tensor, velocity: Tensor, t: float) -> Tensor:
 
 
 def _place(plan: Plan, levels: Levels, sigmas: Tensor) -> int:
-    """Where in the plan these sigmas begin. Raises ValueError where they are not levels of it, one after the other, or
-    where its steps need predictions from before."""
+    """Where in the plan these sigmas begin. Raises ValueError where they are not levels of it, one after the other."""
     given = [levels.t(value) for value in sigmas.double().tolist()]
     begin = min(range(plan.steps + 1), key=lambda node: abs(plan.t[node] - given[0]))
     nodes = plan.t[begin : begin + len(given)]
@@ -87,13 +106,26 @@ def _place(plan: Plan, levels: Levels, sigmas: Tensor) -> int:
             f"sigmas: got {[round(value, 5) for value in sigmas.tolist()]}, which are not the schedule's "
             f"{[round(levels.sigma(t), 5) for t in plan.t]}: wire the SIGMAS and the SAMPLER of one OSS node"
         )
-    for step in range(begin, begin + len(given) - 1):
-        if any(weight != 0 for weight in plan.coefficients[step][2 + step - begin :]):
-            raise ValueError(
-                f"sigmas: begin at step {begin + 1} of the schedule, whose step {step + 1} uses earlier predictions; "
-                "sample it from its first step (for image-to-image set the node's denoise)"
-            )
     return begin
+
+
+def _earlier(plan: Plan, begin: int, steps: int, x: Tensor, left: list[_Left]) -> tuple[Tensor, ...]:
+    """The predictions from before step `begin`, newest first. Raises ValueError where a step needs those of a run that
+    did not end in x."""
+    if begin == 0 or not any(
+        any(weight != 0 for weight in plan.coefficients[step][2 + step - begin :])
+        for step in range(begin, begin + steps)
+    ):
+        return ()
+    for one in left:
+        if one.step == begin and one.x.shape == x.shape:
+            off = (one.x.to(x) - x).abs().max()
+            if float(off) <= 1e-3 * float(x.abs().max()):
+                return tuple(prediction.to(x) for prediction in one.earlier)
+    raise ValueError(
+        f"sigmas: begin at step {begin + 1} of the schedule, which uses earlier predictions: wire the SAMPLER that "
+        "sampled the steps before it to here too, without new noise (for image-to-image set the node's denoise)"
+    )
 
 
 def _start(model: Any, x: Tensor, plan: Plan, levels: Levels, begin: int) -> Tensor:

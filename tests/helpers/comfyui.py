@@ -14,6 +14,8 @@ import torch
 from helpers.analytic import Mixture
 from torch import Tensor
 
+from oss_ext import Schedule
+
 PACKAGE = Path(__file__).parents[2] / "integrations" / "comfyui"
 COMFYUI = "OSS_COMFYUI"
 """The environment variable with the path of a ComfyUI checkout whose requirements are installed."""
@@ -134,3 +136,21 @@ def flow_guider(distribution: Mixture, shift: float = 3.0) -> Guider:
 
 def eps_guider(distribution: Mixture, alphas_cumprod: Tensor) -> Guider:
     return Guider(EPS(alphas_cumprod), lambda x, s: distribution.posterior_mean(x, torch.ones_like(s), s))
+
+
+def plan_of(schedule: Schedule, folder: Path) -> Any:
+    """The nodes' Plan of a schedule, through its file."""
+    schedule.save(folder / "s.json")
+    return part("plan").load(folder / "s.json")
+
+
+def run(
+    guider: Guider, made: Any, noise: Tensor, image: Tensor | None = None, sigmas: Tensor | None = None, **options: Any
+) -> tuple[Tensor, Wrapped]:
+    """What the nodes' sampler makes of a Plan, and the model with the calls that it was given."""
+    levels, sampler = part("levels"), part("sampler")
+    wrapped = Wrapped(guider)
+    image = torch.zeros_like(noise) if image is None else image
+    known = levels.Levels.of(guider.inner_model.model_sampling)
+    sigmas = sampler.sigmas_of(made, known).double() if sigmas is None else sigmas
+    return wrapped.sample(sampler.sampler_of(made), sigmas, noise, image, **options), wrapped

@@ -11,14 +11,25 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.analytic import ddpm_table, mixture, normal, shared_grid
-from helpers.comfyui import EPS, PACKAGE, FlowSampling, Wrapped, eps_guider, flow_guider, nodes_package, part
+from helpers.comfyui import (
+    EPS,
+    PACKAGE,
+    FlowSampling,
+    Wrapped,
+    eps_guider,
+    flow_guider,
+    nodes_package,
+    part,
+    plan_of,
+    run,
+)
 
 import oss_ext
-from oss_ext import EpsilonModel, FlowModel, Schedule, dp_search, solvers
+from oss_ext import EpsilonModel, Schedule, dp_search, solvers
+from oss_ext.schedule_file import Calibration
 
 nodes_package()
-formulas, levels, plan, sampler, search = (part(name) for name in ("formulas", "levels", "plan", "sampler", "search"))
-SHAPE = (4,)
+formulas, levels, plan, sampler = (part(name) for name in ("formulas", "levels", "plan", "sampler"))
 DIST = mixture()
 
 
@@ -36,27 +47,14 @@ def fitted(family: str, **options) -> Schedule:
     return dp_search(model, normal(6, 4, seed=3), 5, teacher_steps=30, solver="fitted", **options).schedule
 
 
-def of(schedule: Schedule, folder: Path):
-    schedule.save(folder / "s.json")
-    return plan.load(folder / "s.json")
-
-
-def run(guider, made, noise, image=None, sigmas=None, **options):
-    wrapped = Wrapped(guider)
-    image = torch.zeros_like(noise) if image is None else image
-    known = levels.Levels.of(guider.inner_model.model_sampling)
-    sigmas = sampler.sigmas_of(made, known).double() if sigmas is None else sigmas
-    return wrapped.sample(sampler.sampler_of(made), sigmas, noise, image, **options), wrapped
-
-
 def test_a_plan_holds_what_the_schedule_does(tmp_path: Path) -> None:
     schedule = replace(fitted("flow", start="free"), network_t=fitted("flow").t[:-1] * 0.99)
-    made = of(schedule, tmp_path)
+    made = plan_of(schedule, tmp_path)
     assert list(made.t) == schedule.t.tolist() and list(made.told) == schedule.told.tolist()
     assert [list(row) for row in made.coefficients] == schedule.coefficients.tolist()
     assert (made.carries, made.noise_scale) == (schedule.carries, schedule.noise_scale)
     assert (made.solver, made.family, made.steps) == (schedule.solver, schedule.parameterization, schedule.steps)
-    plain = of(flow_schedule(), tmp_path)
+    plain = plan_of(flow_schedule(), tmp_path)
     assert plain.told == plain.t[:-1] and plain.noise_scale == plain.t[0]
 
 
@@ -67,8 +65,11 @@ def test_bad_files_are_refused_by_name(tmp_path: Path) -> None:
         ('"version": 1', '"version": 2', "version"),
         ('"oss_ext.schedule"', '"other"', "format"),
         ('"carries": "velocity"', '"carries": "score"', "carries"),
-        ('"solver"', '"slover"', "solver"),
+        ('"solver": "ab2",', "", "lacks 'solver'"),
         ("{", "{,", "not JSON"),
+        ('"calibration": null', '"calibration": {"mode": "other"}', "calibration"),
+        ('"calibration": null', '"calibration": {"mode": "gain", "gain": [1]}', "gain"),
+        ('"solver"', '"future": 1, "solver"', "future.*update"),
     ):
         with pytest.raises(ValueError, match=rf"pasted.*{wanted}"):
             plan.parse(text.replace(old, new, 1), "pasted")
@@ -108,7 +109,7 @@ def test_the_sampler_lands_where_the_schedule_does(tmp_path: Path, solver: str, 
         schedule, guider, model = flow_schedule(solver), flow_guider(DIST), DIST.flow()
     else:
         schedule, guider, model = vp_schedule(solver), eps_guider(DIST, ddpm_table()), DIST.vp(EpsilonModel)
-    out, wrapped = run(guider, of(schedule, tmp_path), noise)
+    out, wrapped = run(guider, plan_of(schedule, tmp_path), noise)
     torch.testing.assert_close(out, schedule.sample(model, noise), rtol=1e-5, atol=1e-5)
     assert [float(sigma[0]) for sigma, _ in wrapped.calls] == pytest.approx(schedule.sigmas[:-1].tolist(), rel=1e-6)
 
@@ -121,7 +122,7 @@ def test_fitted_coefficients_are_applied(tmp_path: Path, family: str, start: str
     assert (schedule.noise_scale != float(schedule.t[0])) == (start == "free")
     guider = flow_guider(DIST) if family == "flow" else eps_guider(DIST, ddpm_table())
     model = DIST.flow() if family == "flow" else DIST.vp(EpsilonModel)
-    out, _ = run(guider, of(schedule, tmp_path), noise)
+    out, _ = run(guider, plan_of(schedule, tmp_path), noise)
     torch.testing.assert_close(out, schedule.sample(model, noise), rtol=1e-5, atol=1e-5)
 
 
@@ -132,15 +133,38 @@ def test_network_times_of_their_own_are_told(tmp_path: Path, family: str) -> Non
     noise = normal(3, 4)
     guider = flow_guider(DIST) if family == "flow" else eps_guider(DIST, ddpm_table())
     wanted = schedule.sample(DIST.flow() if family == "flow" else DIST.edm(), noise)
-    out, wrapped = run(guider, of(schedule, tmp_path), noise)
+    out, wrapped = run(guider, plan_of(schedule, tmp_path), noise)
     torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5)
     told = schedule.told if family == "flow" else schedule.told / (1 - schedule.told)
     assert [float(sigma[0]) for sigma, _ in wrapped.calls] == pytest.approx(told.tolist(), rel=1e-6)
 
 
+CALIBRATIONS = {
+    "gain": {"gain": (1.0, 1.02, 1.03, 0.98, 1.01, 1.0, 1.05)},
+    "scale": {"quantiles": (0.1, 0.9), "low": (-1.2,) * 7, "high": (1.1, 1.2, 1.3, 1.2, 1.1, 1.0, 1.0)},
+    "affine": {"quantiles": (0.1, 0.9), "low": (-1.2,) * 7, "high": (1.1, 1.2, 1.3, 1.2, 1.1, 1.0, 1.0)},
+}
+
+
+@pytest.mark.parametrize("mode", CALIBRATIONS)
+@pytest.mark.parametrize("family", ["flow", "edm"])
+def test_calibrated_states_are_calibrated(tmp_path: Path, family: str, mode: str) -> None:
+    model = DIST.flow() if family == "flow" else DIST.edm()
+    plain = flow_schedule() if family == "flow" else Schedule.from_grid(shared_grid(7), "dpmpp_2m", model)
+    schedule = replace(plain, calibration=Calibration(mode=mode, **CALIBRATIONS[mode]))
+    guider, noise = flow_guider(DIST) if family == "flow" else eps_guider(DIST, ddpm_table()), normal(3, 4)
+    out, _ = run(guider, plan_of(schedule, tmp_path), noise)
+    torch.testing.assert_close(out, schedule.sample(model, noise), rtol=1e-5, atol=1e-5)
+    assert float((out - plain.sample(model, noise)).abs().max()) > 1e-3
+    flat = torch.ones(2, 4)  # quantiles of no distance
+    if mode != "gain":
+        assert torch.equal(plan_of(schedule, tmp_path).calibration.apply(flat, 0), flat)
+    assert levels.starting_at(plan_of(schedule, tmp_path), 0.3).calibration is None
+
+
 def test_callbacks_and_arguments_pass_through(tmp_path: Path) -> None:
     seen = []
-    made = of(flow_schedule(), tmp_path)
+    made = plan_of(flow_schedule(), tmp_path)
     out, wrapped = run(flow_guider(DIST), made, normal(3, 4), callback=seen.append, extra_args={"seed": 7})
     assert [step["i"] for step in seen] == list(range(7)) and all(args == {"seed": 7} for _, args in wrapped.calls)
     assert all(sigma.shape == (3,) for sigma, _ in wrapped.calls)
@@ -149,37 +173,46 @@ def test_callbacks_and_arguments_pass_through(tmp_path: Path) -> None:
 
 
 def test_parts_of_a_schedule(tmp_path: Path) -> None:
-    """SplitSigmas: its first steps always, its last only where no earlier prediction is needed."""
+    """SplitSigmas: the second part goes on with what the first left, by the same sampler, from where it ended."""
     noise = normal(3, 4)
-    for family, guider, schedule in (
-        ("flow", flow_guider(DIST), flow_schedule("euler")),
-        ("epsilon", eps_guider(DIST, ddpm_table()), vp_schedule("euler")),
+    for guider, schedule in (
+        (flow_guider(DIST), flow_schedule("euler")),
+        (flow_guider(DIST), flow_schedule("ab3")),
+        (flow_guider(DIST), fitted("flow")),
+        (eps_guider(DIST, ddpm_table()), vp_schedule("dpmpp_2m")),
+        (eps_guider(DIST, ddpm_table()), fitted("epsilon")),
     ):
-        made = of(schedule, tmp_path)
+        made = plan_of(schedule, tmp_path)
         known = levels.Levels.of(guider.inner_model.model_sampling)
         sigmas = sampler.sigmas_of(made, known).double()
         whole, _ = run(guider, made, noise)
-        high, _ = run(guider, made, noise, sigmas=sigmas[:4])
-        low = sampler.sampler_of(made)(Wrapped(guider), high, sigmas[3:], disable=True)
-        torch.testing.assert_close(low, whole, rtol=1e-6, atol=1e-6, msg=family)
-    two = of(flow_schedule("ab2"), tmp_path)
-    sigmas = sampler.sigmas_of(two, levels.Levels(True)).double()
-    run(flow_guider(DIST), two, noise, sigmas=sigmas[:4])
-    with pytest.raises(ValueError, match="earlier predictions"):
-        run(flow_guider(DIST), two, noise, sigmas=sigmas[3:])
+        function = sampler.sampler_of(made)
+        wrapped = Wrapped(guider)
+        high = wrapped.sample(function, sigmas[:4], noise, noise * 0)
+        for _ in range(2):  # the second part alone again, too
+            low = function(Wrapped(guider), high, sigmas[3:], disable=True)
+            torch.testing.assert_close(low, whole, rtol=1e-6, atol=1e-6)
+        if schedule.solver == "euler":  # which needs nothing from before
+            again = sampler.sampler_of(made)(Wrapped(guider), high, sigmas[3:], disable=True)
+            torch.testing.assert_close(again, whole, rtol=1e-6, atol=1e-6)
+            continue
+        with pytest.raises(ValueError, match="earlier predictions"):  # another node's sampler
+            sampler.sampler_of(made)(Wrapped(guider), high, sigmas[3:], disable=True)
+        with pytest.raises(ValueError, match="earlier predictions"):  # not where it ended
+            function(Wrapped(guider), high + 0.1, sigmas[3:], disable=True)
 
 
 def test_other_sigmas_and_other_models_are_refused(tmp_path: Path) -> None:
-    made, noise = of(flow_schedule(), tmp_path), normal(3, 4)
+    made, noise = plan_of(flow_schedule(), tmp_path), normal(3, 4)
     with pytest.raises(ValueError, match="SIGMAS and the SAMPLER of one"):
         run(flow_guider(DIST), made, noise, sigmas=torch.linspace(1, 0, 8).double())
     with pytest.raises(ValueError, match="family 'flow'"):
         run(eps_guider(DIST, ddpm_table()), made, noise, sigmas=torch.tensor([1.0, 0.0]))
     with pytest.raises(ValueError, match="family 'epsilon'"):
-        run(flow_guider(DIST), of(vp_schedule(), tmp_path), noise)
+        run(flow_guider(DIST), plan_of(vp_schedule(), tmp_path), noise)
     short = EPS(ddpm_table()[:500])
     with pytest.raises(ValueError, match="made for another model"):
-        levels.check_family(of(vp_schedule(), tmp_path), levels.Levels(False), short)
+        levels.check_family(plan_of(vp_schedule(), tmp_path), levels.Levels(False), short)
 
 
 def test_families_are_told_apart_by_their_noise() -> None:
@@ -212,7 +245,7 @@ def test_denoise_starts_at_the_models_level_with_all_steps(tmp_path: Path, famil
     flow = family == "flow"
     schedule = flow_schedule("ab2") if flow else vp_schedule("dpmpp_2m")
     sampling = FlowSampling(3.0) if flow else EPS(ddpm_table())
-    made = of(schedule, tmp_path)
+    made = plan_of(schedule, tmp_path)
     start = levels.start_level(sampling, levels.Levels(flow), denoise)
     if flow:  # the shift that the model has in force
         assert start == pytest.approx(3 * denoise / (1 + 2 * denoise))
@@ -246,127 +279,6 @@ def test_denoise_reads_the_schedules_own_times() -> None:
         levels.start_level(FlowSampling(), levels.Levels(True), 0.0)
     with pytest.raises(ValueError, match="cleanest"):
         levels.starting_at(made, 0.05, 0.1)
-
-
-def begin(wrapped, function):
-    """guider.sample with a batch of one."""
-    noise, top = normal(1, 4), wrapped.inner_model.inner_model.model_sampling.sigma_max
-    return wrapped.sample(function, torch.tensor([top, 0.0]), noise, noise * 0)
-
-
-@pytest.mark.parametrize(("solver", "batch"), [("fitted", None), ("euler", 3), ("auto", 1)])
-@pytest.mark.parametrize("family", ["flow", "epsilon"])
-def test_the_search_inside_a_sampler_finds_what_dp_search_does(
-    tmp_path: Path, family: str, solver: str, batch: int | None
-) -> None:
-    noise = normal(4, 4, seed=5)
-    guider = flow_guider(DIST, 1.0) if family == "flow" else eps_guider(DIST, ddpm_table())
-    settings = search.Settings(steps=3, teacher_steps=20, solver=solver, grid="flow" if family == "flow" else "ddim")
-    kept, ticks = [], []
-    wrapped = Wrapped(guider)
-
-    def find(models, x):
-        options = {"batch_size": batch, "tick": lambda *made: ticks.append(made), "metadata": {"seed": 5}}
-        kept.append(search.search(models, noise, settings, **options))
-        return kept[0].endpoints[3]
-
-    made = search.inside([wrapped], begin, find)
-    model = DIST.flow() if family == "flow" else DIST.vp(EpsilonModel)
-    wanted = dp_search(
-        model,
-        noise,
-        3,
-        teacher_steps=20,
-        solver=solver,
-        grid=settings.grid,
-        nodes="any" if family == "flow" else "integer",
-    )
-    (result,) = kept
-    for k in (1, 2, 3):
-        mine, theirs = result.schedules[k], wanted.schedules[k]
-        torch.testing.assert_close(mine.t, theirs.t, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(mine.sigmas, theirs.sigmas, rtol=1e-4, atol=1e-5)
-    assert result.schedule.parameterization == family
-    assert result.schedule.provenance.metadata == {"seed": 5}
-    torch.testing.assert_close(made, wanted.endpoints[3].to(made), rtol=1e-3, atol=1e-3)
-    assert ticks[-1][0] == ticks[-1][1] == sum(len(sigma) for sigma, _ in wrapped.calls)
-    assert all(bool((sigma == sigma[0]).all()) for sigma, _ in wrapped.calls)  # one level a call
-    # what was found is what the sampler node then samples
-    if solver != "auto":
-        again, _ = run(guider, of(result.schedule, tmp_path), noise)
-        torch.testing.assert_close(again, made, rtol=1e-4, atol=1e-4)
-
-
-def test_several_prompts_share_a_schedule() -> None:
-    """Three prompts, two of them a distribution of their own: the schedule of dp_search with that condition."""
-    others = [mixture(seed) for seed in (0, 1, 2)]
-    noise, settings = normal(5, 4, seed=5), search.Settings(steps=3, teacher_steps=16, solver="fitted", grid="flow")
-    wrapped = [Wrapped(flow_guider(one, 1.0)) for one in others]
-    kept = []
-
-    def find(models, x):
-        assert [model for model, _ in models] == wrapped and x.shape == (1, 4)
-        kept.append(search.search(models, noise, settings, batch_size=2))
-        return kept[0].endpoints[3]
-
-    made = search.inside(wrapped, begin, find)
-
-    def by_prompt(x, t, prompt):
-        out = torch.empty_like(x)
-        for k, one in enumerate(others):
-            out[prompt == k] = one.flow().velocity(x[prompt == k], t[prompt == k])
-        return out
-
-    wanted = dp_search(
-        FlowModel(by_prompt), noise, 3, teacher_steps=16, solver="fitted", cond={"prompt": torch.arange(5) % 3}
-    )
-    for k in (1, 2, 3):
-        torch.testing.assert_close(kept[0].schedules[k].t, wanted.schedules[k].t)
-        torch.testing.assert_close(kept[0].schedules[k].coefficients, wanted.schedules[k].coefficients)
-    torch.testing.assert_close(made, wanted.endpoints[3])
-    assert all(len(sigma) <= 2 for one in wrapped for sigma, _ in one.calls)
-    evaluations = [sum(len(sigma) for sigma, _ in one.calls) for one in wrapped]
-    assert evaluations[0] == evaluations[1] == 2 * evaluations[2]
-
-
-def test_the_models_own_grid_has_its_shift() -> None:
-    wrapped = Wrapped(flow_guider(DIST, 3.0))
-    model = search.ComfyModel([(wrapped, {})])
-    torch.testing.assert_close(search.grid_of(model, "model", 12), oss_ext.grids.make("flow:shift=3", 12))
-    vp = search.ComfyModel([(Wrapped(eps_guider(DIST, ddpm_table())), {})])
-    t = search.grid_of(vp, "model", 10)
-    assert float(t[0]) == vp.t_max and len(t) == 11
-    steps = vp.timesteps(t[:-1])
-    assert torch.equal(steps, steps.round()) and torch.equal(vp.flow_table[steps.long()], t[:-1])
-    assert isinstance(model, oss_ext.Denoiser) and isinstance(vp, oss_ext.Denoiser)
-
-
-def test_the_search_stops_at_nan_and_at_interruptions() -> None:
-    guider = flow_guider(DIST)
-    settings = search.Settings(steps=2, teacher_steps=6, solver="euler")
-    wrapped, noise = Wrapped(guider), normal(2, 4)
-
-    class Interrupted(Exception):
-        pass
-
-    def tick(made: int, total: int) -> None:
-        if made > 4:
-            raise Interrupted
-
-    with pytest.raises(Interrupted):
-        search.search([(wrapped, {})], noise, settings, tick=tick)
-    guider.denoised = lambda x, s: x * float("nan")
-    with pytest.raises(ValueError, match="NaN or inf at flow time 1"):
-        search.search([(wrapped, {})], noise, settings)
-
-
-def test_denoiser_over_comfyui_agrees_with_oss_exts() -> None:
-    x, t = normal(6, 4), torch.tensor([0.9, 0.5, 0.5, 0.2, 0.1, 0.9], dtype=torch.float64)
-    for guider, theirs in ((flow_guider(DIST), DIST.flow()), (eps_guider(DIST, ddpm_table()), DIST.edm())):
-        mine = search.ComfyModel([(Wrapped(guider), {})])
-        torch.testing.assert_close(mine.velocity(x, t), theirs.velocity(x, t), rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(mine.sigmas(t), theirs.sigmas(t))
-    assert isinstance(DIST.flow(), FlowModel)
 
 
 def test_the_example_workflow_wires_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:

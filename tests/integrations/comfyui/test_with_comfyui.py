@@ -163,6 +163,17 @@ def test_denoise_keeps_the_steps_and_starts_at_comfyuis_level(
     torch.testing.assert_close(run(guider, made, sigmas, image=image), theirs, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize("kind", ["FLOW", "EPS"])
+def test_a_schedule_split_in_two_samplers(comfy: Any, tmp_path: Path, kind: str) -> None:
+    """Through the latent's scaling out of and into the model between them."""
+    patcher, guider = loaded(comfy, kind)
+    sigmas, made, _ = nodes.OSSSchedule().make(patcher, of(stock(patcher, "ab3"), tmp_path), 1.0)
+    whole = run(guider, made, sigmas)
+    half = run(guider, made, sigmas[:4])
+    rest = run(guider, made, sigmas[3:], noise=torch.zeros(SHAPE), image=half)
+    torch.testing.assert_close(rest, whole, rtol=2e-4, atol=2e-4)
+
+
 def test_masks_keep_what_they_cover(comfy: Any, tmp_path: Path) -> None:
     patcher, guider = loaded(comfy, "FLOW")
     sigmas, made, _ = nodes.OSSSchedule().make(patcher, of(stock(patcher, "ab2"), tmp_path), 1.0)
