@@ -15,6 +15,7 @@ from oss_ext.integrations.diffusers.interface import PipelineScheduler, StepOutp
 from oss_ext.integrations.diffusers.mismatch import check_shift
 from oss_ext.integrations.diffusers.reschedule import starting_at, tail
 from oss_ext.schedule import Schedule
+from oss_ext.schedule_calibration import calibrate
 
 _UNSCALED = 1e-3  # relative: the first latents may be this far from the schedule's before we say so
 
@@ -106,19 +107,30 @@ class AppliedScheduler(PipelineScheduler):
             # At the very start as the schedule wants it, which may be another multiple of the noise.
             rows.append((1 - t, self.running.noise_scale if node == 0 else t, self._scale(node)))
         keep, add, scale = (
-            torch.tensor(column, dtype=torch.float64, device=noise.device)
-            .to(wide(noise).dtype)
-            .reshape(-1, *[1] * (noise.ndim - 1))
+            torch.tensor(column, dtype=wide(noise).dtype, device=noise.device).reshape(-1, *[1] * (noise.ndim - 1))
             for column in zip(*rows, strict=True)
         )
         return (scale * (keep * wide(original_samples) + add * wide(noise))).to(original_samples.dtype)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None, *_: Any, **__: Any) -> Tensor:
         """The sample; before the first step the noise made as large as the schedule wants it, where nobody did."""
-        if self._index is not None or self._starts_scaled():
+        if self._index is not None or self.prepared or self.noised or not self._unlike_noise(self.scale_reads > 0):
             return sample
-        self._scaled = (wide(sample) * self.start_scale).to(sample.dtype)
+        self._scaled = self.started(sample, self.scale_reads > 0)
         return self._scaled
+
+    def started(self, noise: Tensor, scaled: bool) -> Tensor:
+        """What the pipeline is to begin with: its noise as large as the schedule wants it, and calibrated. scaled: the
+        pipeline multiplied it with `init_noise_sigma`."""
+        latents = wide(noise) if scaled else wide(noise) * self.start_scale
+        calibration = self.running.calibration
+        if calibration is not None:
+            scale = self._scale(0)
+            latents = calibrate(latents / scale, calibration, 0) * scale
+        return latents.to(noise.dtype)
+
+    def _unlike_noise(self, scaled: bool) -> bool:
+        return self.running.calibration is not None or (not scaled and self.start_scale != 1)
 
     def advance(self, output: Tensor, timestep: Any, sample: Tensor) -> StepOutput:
         if self._index is None:
@@ -137,6 +149,9 @@ class AppliedScheduler(PipelineScheduler):
         x0 = (self._walk.state - t * velocity).to(sample.dtype)
         self._walk.step(velocity, t, self.running.coefficients[n].tolist())
         self._index = n + 1
+        calibration = self.running.calibration
+        if calibration is not None and n + 1 < self.steps:
+            self._walk.state = calibrate(self._walk.state, calibration, n + 1)
         latents = self._latents(n + 1, sample.dtype)
         if n + 1 == self.steps:  # what follows is of the next call
             self.noised = self.scale_reads = 0
@@ -152,9 +167,6 @@ class AppliedScheduler(PipelineScheduler):
     undo: Callable[[], None]  # set by `apply`: takes this scheduler out of its pipeline
     prepared = False  # set by the hook on the pipeline's prepare_latents, which has seen to the noise's scale
 
-    def _starts_scaled(self) -> bool:
-        return self.prepared or self.scale_reads > 0 or self.noised > 0
-
     def _lay_out(self) -> None:
         self._told = self.family.told(self.running.told)
         self.timesteps = as_told(self.family, self._told, self._device)
@@ -166,22 +178,29 @@ class AppliedScheduler(PipelineScheduler):
         begin = self._begin
         if begin is None:
             begin = int((self._told - float(timestep)).abs().argmin())
-        state, scale = wide(sample), 1.0
         if begin:
             self._before, self._told = begin, self._told[begin:]
             self.running = tail(self.running, begin, self._model)
         elif self._scaled is not None:
             if not (self._scaled.shape == sample.shape and torch.equal(self._scaled, sample)):
-                scale = self.start_scale  # the network was fed a scaled copy
-        elif not self._starts_scaled() and abs(self.start_scale - 1) > _UNSCALED:
+                sample = self.started(sample, self.scale_reads > 0)  # the network was fed a copy
+        elif not (self.prepared or self.noised or self.scale_reads):
+            self._warn_of_the_start()
+        self._index = 0
+        state = wide(sample) / self._scale(0)
+        self._walk = solvers.Walk(state, self.running.carries, self.running.coefficients.shape[1] - 2)
+
+    def _warn_of_the_start(self) -> None:
+        """The pipeline has none of the three places where its noise could have been changed."""
+        wants = [f"{self.start_scale:.4g} times it"] if abs(self.start_scale - 1) > _UNSCALED else []
+        if self.running.calibration is not None:
+            wants.append("it calibrated")
+        if wants:
             warnings.warn(
-                f"the pipeline fed its first noise to the network unscaled, where the schedule wants "
-                f"{self.start_scale:.4g} times it; hand it in with latents=",
+                "the pipeline fed its first noise to the network as it was, where the schedule wants "
+                + " and ".join(wants),
                 stacklevel=2,
             )
-        self._index = 0
-        state = state * (scale / self._scale(0))
-        self._walk = solvers.Walk(state, self.running.carries, self.running.coefficients.shape[1] - 2)
 
     def _scale(self, node: int) -> float:
         """Latents in the loop / state: what the network is fed at the time that it is told; 1 at the end."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from oss_ext.integrations.diffusers import describe, mismatch
 from oss_ext.integrations.diffusers.applied import AppliedScheduler
 from oss_ext.integrations.diffusers.family import Family, family_of
-from oss_ext.integrations.diffusers.interface import PipelineScheduler, wide
+from oss_ext.integrations.diffusers.interface import PipelineScheduler
 from oss_ext.integrations.diffusers.reschedule import is_formula
 from oss_ext.schedule import Schedule
 
@@ -118,6 +118,12 @@ def _notes(family: Family, schedule: Schedule) -> list[str]:
         notes.append(f"{family.scheduler} would truncate the timesteps; the network is told them whole and fraction")
     if not is_formula(schedule):
         notes.append(f"coefficients of {schedule.solver!r} hold for strength 1; below it a formula takes their place")
+    if schedule.calibration is not None:
+        notes.append("calibrated at strength 1 only")
+    made = schedule.provenance.metadata.get(mismatch.KEY)
+    given = made.get("arguments") if isinstance(made, dict) else None
+    if isinstance(given, dict):
+        notes.append("searched with " + ", ".join(f"{name}={value}" for name, value in given.items()))
     return notes
 
 
@@ -129,12 +135,13 @@ def _scaling(prepare: Callable[..., Any], scheduler: AppliedScheduler) -> Callab
         reads, noised = scheduler.scale_reads, scheduler.noised
         made = prepare(*args, **kwargs)
         scheduler.prepared = True
-        if scheduler.scale_reads > reads or scheduler.noised > noised or scheduler.start_scale == 1:
+        scaled = scheduler.scale_reads > reads
+        if scheduler.noised > noised or (scheduler.schedule.calibration is None and scaled):
             return made
         if isinstance(made, Tensor):
-            return (wide(made) * scheduler.start_scale).to(made.dtype)
+            return scheduler.started(made, scaled)
         if isinstance(made, tuple) and made and isinstance(made[0], Tensor):
-            return type(made)(((wide(made[0]) * scheduler.start_scale).to(made[0].dtype), *made[1:]))
+            return (scheduler.started(made[0], scaled), *made[1:])
         scheduler.prepared = False
         return made
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from oss_ext.integrations.diffusers.calls import Call, Request
 from oss_ext.integrations.diffusers.interface import wide
 from oss_ext.progress import Counter
-from oss_ext.search_core import Core, Found
+from oss_ext.search_core import Core, Found, rehearse
 from oss_ext.teacher import Ask
 
 Conductor: TypeAlias = Generator[Request, Tensor, Found]
@@ -104,8 +104,9 @@ def _answer(
             states = ask.states[asked, n]
             if end - begin < batch:
                 rest = noise[number * batch : (number + 1) * batch] * t
-                rest[inside] = states
+                rest[inside] = states.to(rest.device)
                 states = rest
+            states = states.to(noise.device)  # they may be kept on the host
             coming = times[n + 1 :]
             if not coming and len(times) == 1 and ask.nodes is not None:
                 coming = grid[int(ask.nodes) + 1 :]
@@ -119,14 +120,9 @@ def _answer(
 
 
 def count(core: Core, batch: int) -> int:
-    """Steps of pipeline loops that a core asks for, found by answering with random numbers; its noise has the true
-    number of samples but one number each."""
-    total, generator = 0, torch.Generator().manual_seed(0)
-    try:
-        ask = next(core)
-        while True:
-            touched = (ask.samples.stop - 1) // batch - ask.samples.start // batch + 1
-            total += touched * len(ask.t)
-            ask = core.send(torch.randn(ask.states.shape, generator=generator))
-    except StopIteration:
-        return total
+    """Steps of pipeline loops that a core asks for; its noise has the true number of samples but one number each."""
+
+    def loops(ask: Ask) -> int:
+        return ((ask.samples.stop - 1) // batch - ask.samples.start // batch + 1) * len(ask.t)
+
+    return rehearse(core, loops)

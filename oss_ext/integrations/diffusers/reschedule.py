@@ -21,7 +21,8 @@ def starting_at(schedule: Schedule, t: float, model: Denoiser) -> Schedule:
 
     The schedule's flow times, as a piecewise linear function of the number of steps made, are read off at equally many
     equal parts of what is left of it below t. Solvers with a formula give the new coefficients; fitted ones hold for
-    the old steps only, and the nearest formula of order 2 takes their place. Whole timesteps of a
+    the old steps only, and the nearest formula of order 2 takes their place. What holds for the old times only
+    (network times, calibration, scale of the noise) is left out. Whole timesteps of a
     table stay whole.
     """
     if t >= float(schedule.t[0]) * (1 - 1e-6):

@@ -47,6 +47,9 @@ def search(
     teacher_solver: str | solvers.Solver = DEFAULT_SOLVER,
     candidates: int | None = None,
     beam: int = 1,
+    weight: Tensor | None = None,
+    calibration: str | None = None,
+    store: str = "auto",
     loop: str = "auto",
     progress: bool | ProgressCallback = True,
     metadata: Mapping[str, Any] | None = None,
@@ -57,7 +60,8 @@ def search(
     The pipeline is called with `pipeline_arguments`, and a scheduler of ours hands its loop the states that the search
     asks for. Its class need not be known. Nothing is decoded. The pipe is left as it was, after an exception too.
 
-    steps, solver, teacher_steps, share, start, teacher_solver, candidates, beam, metadata: as for `dp_search`.
+    steps, solver, teacher_steps, share, start, teacher_solver, candidates, beam, weight (as one sample of the
+        loop's latents), calibration, store, metadata: as for `dp_search`.
     samples: how many noises, a multiple of what one call of the pipeline gives; None: one call, or as many as make 4.
         Every call's state is kept: raise num_images_per_prompt where the memory allows, else several calls take turns.
     calls: further arguments, one dict a call, used in turn: calls=[{"prompt": p} for p in prompts].
@@ -96,13 +100,7 @@ def search(
         return Call(given[number % len(given)], seed + number, family, whole, live, float(t[0]), number // len(given))
 
     def on_nodes(times: Tensor) -> Tensor:
-        if nodes == "any":
-            return times
-        if model.flow_table is None:
-            raise ValueError(
-                f"nodes: got 'integer' with a {model.parameterization} model, which has no whole timesteps"
-            )
-        return grids.snap(times, model.flow_table.flip(0))
+        return times if nodes == "any" else grids.on_whole_timesteps(times, model)
 
     def core_on(noise: Tensor) -> Core:
         return dp_core(
@@ -115,6 +113,9 @@ def search(
             teacher_solver=teacher_solver,
             candidates=candidates,
             beam=beam,
+            weight=weight if noise.shape[1:] != (1,) else None,
+            calibration=calibration,
+            store=store,
             make_grid=lambda name, budget: on_nodes(grids.for_model(name, budget, model)),
         )
 

@@ -17,6 +17,7 @@ from helpers import tiny_pipelines as tiny
 import oss_ext
 from oss_ext import Schedule, grids
 from oss_ext.integrations.diffusers import applied, apply, family_of, search
+from oss_ext.schedule_file import Calibration
 
 PIPELINES = {**tiny.PIPELINES, **more.PIPELINES}
 FP32, BF16 = 1e-4, 6e-2  # relative, of the largest number
@@ -51,6 +52,15 @@ def odd_schedule(model, seed=0):
     )
 
 
+def calibrated(schedule):
+    """By a gain, and by quantiles of each sample."""
+    for levels in (
+        {"mode": "gain", "gain": (1.02, 0.97, 1.05)},
+        {"mode": "affine", "quantiles": (0.05, 0.95), "low": (-1.5, -1.4, -1.2), "high": (1.6, 1.3, 1.3)},
+    ):
+        yield schedule.with_calibration(Calibration(**levels))
+
+
 @pytest.mark.parametrize("name", PIPELINES)
 def test_a_schedule_applied_is_the_schedule_sampled(name, record_property):
     made, model = parts(name)
@@ -59,6 +69,7 @@ def test_a_schedule_applied_is_the_schedule_sampled(name, record_property):
         Schedule.from_grid(stock_grid(model, 4), "euler", model),
         Schedule.from_grid(stock_grid(model, 5), "unipc", model),
         odd_schedule(model),
+        *calibrated(Schedule.from_grid(stock_grid(model, 3), "unipc", model)),
     ):
         with torch.no_grad():
             wanted = made.finish(schedule.sample(model, made.noise()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import signal
 import threading
 
 import pytest
@@ -126,6 +127,34 @@ def test_auto_and_a_free_start_through_the_loop():
         assert pipe.scheduler.start_scale == pytest.approx(free.schedule.noise_scale)
 
 
+@pytest.mark.parametrize(
+    "options", [{"calibration": "affine"}, {"store": "host"}, {"beam": 2, "solver": "fitted"}, {"share": "per_sample"}]
+)
+def test_options_of_the_search(options):
+    pipe = strange()
+    options = {"solver": "unipc", **options}
+    weight = torch.linspace(0.5, 1.5, 15).reshape(3, 5)
+    more = {} if options.get("calibration") or options.get("share") else {"weight": weight}
+    found = search(pipe, 3, seed=3, **SMALL, **options, **more)
+    wanted = plain(pipe, steps=3, teacher_steps=8, grid="flow:shift=2", **options, **more)
+    for budget in (1, 2, 3):
+        torch.testing.assert_close(found.endpoints[budget], wanted.endpoints[budget], rtol=1e-4, atol=1e-4)
+    if options.get("calibration"):
+        with (
+            applied(pipe, found.schedule),
+            pytest.warns(UserWarning, match="as it was, where the .* wants it calibrated"),
+        ):
+            pipe(generator=torch.Generator().manual_seed(3))
+        made = tiny.flux()
+        found = search(made.pipe, 3, seed=3, **SMALL, **options, **made.call)
+        with applied(made.pipe, found.schedule):
+            torch.testing.assert_close(made(3), found.endpoints[3], rtol=1e-4, atol=1e-4)
+    elif options.get("share") != "per_sample":
+        with applied(pipe, found.schedule):
+            out = pipe(generator=torch.Generator().manual_seed(3))[0]
+        torch.testing.assert_close(out, found.endpoints[3], rtol=1e-3, atol=1e-3)
+
+
 def test_several_calls_take_turns():
     """Two calls of two prompts are one search over four samples; each keeps its own arguments."""
     pipe = strange()
@@ -191,6 +220,52 @@ def test_the_pipe_is_left_as_it_was(error, at, samples):
         search(pipe, 2, samples=samples, teacher_steps=8, progress=False)
     assert pipe.network.evaluations == at and dict(vars(pipe)) == before
     assert dict(pipe.config) == config and threading.active_count() == threads
+
+
+@pytest.mark.parametrize("samples", [2, 6])
+def test_a_signal_ends_it(samples):
+    """Ctrl-C reaches the thread that waits, also while another one evaluates."""
+    pipe = strange()
+    whole, count = pipe.network.forward, []
+
+    def forward(x, t):
+        count.append(1)
+        if len(count) == 12:
+            signal.raise_signal(signal.SIGINT)
+        return whole(x, t)
+
+    pipe.network.forward = forward
+    before, threads = dict(vars(pipe)), threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        search(pipe, 2, samples=samples, teacher_steps=8, progress=False)
+    assert dict(vars(pipe)) == before and threading.active_count() == threads
+    assert len(count) <= 14
+
+
+def test_a_pipeline_with_two_networks():
+    """As Wan 2.2: the noisy end has its own, chosen by the timestep."""
+    made, other = tiny.wan(), tiny.wan()
+    pipe = diffusers.WanPipeline(
+        None,
+        None,
+        made.pipe.vae,
+        made.pipe.scheduler,
+        made.pipe.transformer,
+        transformer_2=tiny.lively(other.pipe.transformer, seed=5),
+        boundary_ratio=0.7,
+    )
+    made.pipe = pipe
+    model = family_of(pipe.scheduler).denoiser(
+        lambda x, t: torch.where(t.reshape(-1, 1, 1, 1, 1) >= 700, made.network(x, t), other.network(x, t))
+    )
+    found = search(pipe, 3, seed=3, **SMALL, **made.call)
+    with torch.no_grad():
+        wanted = oss_ext.dp_search(model, made.noise(3), 3, solver="unipc", teacher_steps=8, grid=found.t)
+        assert torch.equal(found.schedule.t, wanted.schedule.t)
+        with applied(pipe, found.schedule):
+            torch.testing.assert_close(made(3), found.schedule.sample(model, made.noise(3)), rtol=1e-4, atol=1e-4)
+    times = found.schedule.t[:-1]
+    assert bool((times > 0.7).any()) and bool((times < 0.7).any())
 
 
 @pytest.mark.parametrize(
