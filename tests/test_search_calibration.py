@@ -47,6 +47,16 @@ def test_replay_with_a_beam(solver, start, mode):
     check_replay(result, MODEL, NOISE)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_replay_on_every_device(mode, device):
+    noise = NOISE.to(device)
+    result = dp_search(MODEL, noise, 3, calibration=mode, **TEACHER)
+    check_replay(result, MODEL, noise)
+    here = dp_search(MODEL, NOISE, 3, calibration=mode, **TEACHER).schedule
+    assert torch.equal(result.schedule.nodes, here.nodes)
+    torch.testing.assert_close(result.schedule.sample(MODEL, noise).cpu(), here.sample(MODEL, NOISE))
+
+
 @pytest.mark.parametrize("mode", ["scale", "affine"])
 def test_a_weight_counts_in_the_costs_alone(mode):
     weight = torch.rand(SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
