@@ -356,7 +356,11 @@ def cosmos() -> Tiny:
 
     call = {"prompt_embeds": text, "negative_prompt_embeds": negative, "guidance_scale": 2.0}
     return Tiny(
-        pipe, {**call, "height": 32, "width": 32, "output_type": "latent"}, (BATCH, 4, 1, 4, 4), run, lambda x: x[:, :, 0]
+        pipe,
+        {**call, "height": 32, "width": 32, "output_type": "latent"},
+        (BATCH, 4, 1, 4, 4),
+        run,
+        lambda x: x[:, :, 0],
     )
 
 
@@ -369,3 +373,67 @@ PIPELINES = {
     "SanaPipeline": sana,
     "Cosmos2TextToImagePipeline": cosmos,
 }
+
+
+def lumina() -> Any:
+    """Lumina 2, whose loop turns timesteps and outputs round: (pipe, arguments of its call)."""
+    network = lively(
+        diffusers.Lumina2Transformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=4,
+            hidden_size=24,
+            num_layers=1,
+            num_refiner_layers=1,
+            num_attention_heads=2,
+            num_kv_heads=2,
+            multiple_of=4,
+            axes_dim_rope=(4, 4, 4),
+            axes_lens=(16, 16, 16),
+            cap_feat_dim=8,
+        )
+    )
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0)
+    pipe = diffusers.Lumina2Pipeline(network, scheduler, image_vae(), None, None)
+    call = {
+        "prompt_embeds": embeds(BATCH, 3, 8),
+        "prompt_attention_mask": torch.ones(BATCH, 3, dtype=torch.int64),
+        "negative_prompt_embeds": embeds(BATCH, 3, 8, seed=2),
+        "negative_prompt_attention_mask": torch.ones(BATCH, 3, dtype=torch.int64),
+        "guidance_scale": 2.0,
+        "height": 32,
+        "width": 32,
+        "output_type": "latent",
+    }
+    return pipe, call
+
+
+def mochi() -> Any:
+    """Mochi, whose noise levels run upwards: (pipe, arguments of its call)."""
+    network = lively(
+        diffusers.MochiTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_layers=2,
+            pooled_projection_dim=8,
+            in_channels=4,
+            text_embed_dim=8,
+            time_embed_dim=4,
+        )
+    )
+    vae = torch.nn.Linear(1, 1)  # latents come back as they are
+    vae.device, vae.dtype = torch.device("cpu"), torch.float32
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    pipe = diffusers.MochiPipeline(scheduler, vae, None, None, network)
+    call = {
+        "prompt_embeds": embeds(BATCH, 3, 8),
+        "prompt_attention_mask": torch.ones(BATCH, 3, dtype=torch.bool),
+        "negative_prompt_embeds": embeds(BATCH, 3, 8, seed=2),
+        "negative_prompt_attention_mask": torch.ones(BATCH, 3, dtype=torch.bool),
+        "guidance_scale": 2.0,
+        "height": 32,
+        "width": 32,
+        "num_frames": 7,
+        "output_type": "latent",
+    }
+    return pipe, call

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from oss_ext import solvers
 from oss_ext.integrations.diffusers.family import Family
-from oss_ext.integrations.diffusers.interface import PipelineScheduler, StepOutput, as_told, wide
+from oss_ext.integrations.diffusers.interface import PipelineScheduler, StepOutput, as_told, unchanged, wide
 from oss_ext.integrations.diffusers.mismatch import check_shift
 from oss_ext.integrations.diffusers.reschedule import starting_at, tail
 from oss_ext.schedule import Schedule
@@ -140,7 +140,7 @@ class AppliedScheduler(PipelineScheduler):
         if n >= self.steps:
             raise RuntimeError(f"step: got one more after the schedule's {self.steps}; call set_timesteps first")
         t = float(self.running.t[n])
-        if n > 0 and not torch.equal(self._latents(n, sample.dtype), sample):
+        if n > 0 and not unchanged(self._latents(n, sample.dtype), sample):
             self._walk.state = wide(sample) / self._scale(n)
         of_state, of_output = self.family.velocity_weights(float(self.running.told[n]))
         velocity = output.to(self._walk.state.dtype) * of_output

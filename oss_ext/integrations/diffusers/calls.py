@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from oss_ext.integrations.diffusers.family import Family
-from oss_ext.integrations.diffusers.interface import wide
+from oss_ext.integrations.diffusers.interface import unchanged, wide
 
 LIVE_LENGTH = 1000
 """Steps that a live loop is promised; a longer search begins the call again."""
@@ -97,7 +97,7 @@ class Call:
             self.live = False  # it walks along a copy of the timesteps
             self.plan = [t, *self.waiting.coming]
             raise Again
-        if self.handed.shape != sample.shape or not torch.equal(self.handed.to(sample.dtype), sample):
+        if not unchanged(self.handed, sample):
             raise RuntimeError(
                 "the pipeline changes its latents between steps (inpainting, a callback), where a search must know "
                 "them; search with the pipeline's plain form, and apply the schedule to this one"

@@ -3,6 +3,8 @@ noise levels of its own scheduler's grid does what the scheduler did."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,10 +13,10 @@ pytest.importorskip("transformers", reason="transformers is not installed, which
 
 import diffusers
 from helpers import tiny_pipelines as tiny
-from helpers.more_tiny_pipelines import PIPELINES
+from helpers.more_tiny_pipelines import PIPELINES, lumina, mochi
 
 from oss_ext import Schedule
-from oss_ext.integrations.diffusers import applied, family_of
+from oss_ext.integrations.diffusers import applied, family_of, search
 
 STEPS = 6
 SD = tiny.SD
@@ -178,3 +180,24 @@ def test_others_are_refused(kind, options):
 def test_a_prediction_that_nobody_knows_is_refused():
     with pytest.raises(ValueError, match="prediction_type 'trigflow'"):
         family_of(diffusers.SCMScheduler())
+
+
+@pytest.mark.parametrize("make", [lumina, mochi])
+def test_loops_that_turn_things_round(make):
+    """Nothing of these pipelines is written down here: along its own scheduler's levels Euler is what it does alone."""
+    pipe, call = make()
+
+    def run():
+        return pipe(**call, generator=torch.Generator().manual_seed(1), num_inference_steps=STEPS, return_dict=False)[0]
+
+    stock = run()
+    family = family_of(pipe.scheduler)
+    sigmas = pipe.scheduler.sigmas.double()
+    t = 1 - sigmas if family.inverted else sigmas
+    assert float(t[-1]) == 0
+    schedule = Schedule.from_grid(t, "euler")
+    with applied(pipe, replace(schedule, noise_scale=1.0)):
+        assert off(run(), stock) < 1e-5
+    found = search(pipe, 3, samples=2, teacher_steps=8, progress=False, seed=1, **call)
+    with applied(pipe, found.schedule):
+        assert off(run(), found.endpoints[3]) < 1e-4
