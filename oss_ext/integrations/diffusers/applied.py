@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -164,7 +164,13 @@ class AppliedScheduler(PipelineScheduler):
         self._index = self._begin = self._walk = self._scaled = None
         self._before = 0
 
-    undo: Callable[[], None]  # set by `apply`: takes this scheduler out of its pipeline
+    def __deepcopy__(self, memo: Any) -> AppliedScheduler:
+        """Another scheduler along the same path, as pipelines with two loops make; it belongs to no pipeline."""
+        made = copy.copy(self)
+        made._walk, made.owner = copy.deepcopy(self._walk, memo), None
+        return made
+
+    owner: Any = None  # what `apply` returned for the pipeline that this was put in
     prepared = False  # set by the hook on the pipeline's prepare_latents, which has seen to the noise's scale
 
     def _lay_out(self) -> None:

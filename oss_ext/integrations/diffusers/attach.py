@@ -66,15 +66,19 @@ def apply(pipe: Any, schedule: Schedule) -> Applied:
     family = family_of(native)
     mismatch.check(schedule, family, describe.pipeline(pipe, family))
     if isinstance(pipe.scheduler, AppliedScheduler):
-        pipe.scheduler.undo()
+        owner = pipe.scheduler.owner
+        if isinstance(owner, Applied) and owner.pipe is pipe:
+            owner.undo()
+        else:  # it came with the parts of another pipeline
+            vars(pipe)["scheduler"] = native
     scheduler = AppliedScheduler(native, family, schedule)
     hooks: dict[str, Any] = {"scheduler": scheduler}
     if callable(getattr(pipe, "prepare_latents", None)):
-        hooks["prepare_latents"] = _scaling(pipe.prepare_latents, scheduler)
+        hooks["prepare_latents"] = _scaling(pipe, pipe.prepare_latents)
     if callable(getattr(pipe, "get_timesteps", None)):
-        hooks["get_timesteps"] = _by_strength(pipe.get_timesteps, scheduler)
+        hooks["get_timesteps"] = _by_strength(pipe, pipe.get_timesteps)
     applied = Applied(pipe, schedule, dict(family.settings), _notes(family, schedule), replace(pipe, hooks))
-    scheduler.undo = applied.undo
+    scheduler.owner = applied
     return applied
 
 
@@ -127,11 +131,14 @@ def _notes(family: Family, schedule: Schedule) -> list[str]:
     return notes
 
 
-def _scaling(prepare: Callable[..., Any], scheduler: AppliedScheduler) -> Callable[..., Any]:
+def _scaling(pipe: Any, prepare: Callable[..., Any]) -> Callable[..., Any]:
     """prepare_latents whose noise is as large as the schedule wants it, where the pipeline did not ask."""
 
     @functools.wraps(prepare)
     def prepared(*args: Any, **kwargs: Any) -> Any:
+        scheduler = pipe.scheduler
+        if not isinstance(scheduler, AppliedScheduler):  # its user has put another there since
+            return prepare(*args, **kwargs)
         reads, noised = scheduler.scale_reads, scheduler.noised
         made = prepare(*args, **kwargs)
         scheduler.prepared = True
@@ -148,7 +155,7 @@ def _scaling(prepare: Callable[..., Any], scheduler: AppliedScheduler) -> Callab
     return prepared
 
 
-def _by_strength(get_timesteps: Callable[..., Any], scheduler: AppliedScheduler) -> Callable[..., Any]:
+def _by_strength(pipe: Any, get_timesteps: Callable[..., Any]) -> Callable[..., Any]:
     """get_timesteps that starts the schedule at the strength's noise level; the pipeline would keep its tail alone."""
     signature = inspect.signature(get_timesteps)
 
@@ -156,9 +163,11 @@ def _by_strength(get_timesteps: Callable[..., Any], scheduler: AppliedScheduler)
     def timesteps(*args: Any, **kwargs: Any) -> Any:
         cut = get_timesteps(*args, **kwargs)
         given = signature.bind(*args, **kwargs).arguments
-        strength = given.get("strength")
+        strength, scheduler = given.get("strength"), pipe.scheduler
         known = isinstance(cut, tuple) and len(cut) == 2 and isinstance(cut[0], Tensor)
-        if not known or not isinstance(strength, int | float) or given.get("denoising_start") is not None:
+        if not isinstance(scheduler, AppliedScheduler) or not known:
+            return cut
+        if not isinstance(strength, int | float) or given.get("denoising_start") is not None:
             return cut
         scheduler.start_at(float(strength))
         return scheduler.timesteps, scheduler.steps

@@ -163,6 +163,39 @@ def test_a_scheduler_can_be_copied():
     assert torch.equal(made(), first)
 
 
+def test_copies_leave_the_pipeline_alone():
+    made = tiny.flux()
+    apply(made.pipe, Schedule.from_grid(grids.make("flow", 3), "ab2"))
+    memo = {}
+    copy.deepcopy(made.pipe.scheduler, memo)
+    assert id(made.pipe) not in memo and id(made.pipe.transformer) not in memo
+
+
+def test_another_scheduler_put_in_place_runs_alone():
+    """Its noise is not scaled for a schedule that is gone."""
+    made = tiny.flux()
+    stock = made(num_inference_steps=3)
+    handle = apply(made.pipe, Schedule.from_grid(torch.tensor([0.8, 0.4, 0.0]).double(), "ab2", noise_scale=0.7))
+    made.pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(made.pipe.scheduler.config)
+    assert torch.equal(made(num_inference_steps=3), stock)
+    handle.undo()
+
+
+def test_a_pipeline_made_of_the_parts_of_another():
+    image = torch.rand(tiny.BATCH, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    made = tiny.flux()
+    schedule = Schedule.from_grid(grids.make("flow:shift=2", 4), "ab2")
+    apply(made.pipe, schedule)
+    parts = {name: made.pipe.components[name] for name in made.pipe.components}
+    other = tiny.flux(diffusers.FluxImg2ImgPipeline, image=image)
+    other.pipe = diffusers.FluxImg2ImgPipeline(**{k: v for k, v in parts.items() if k in other.pipe.components})
+    handle = apply(other.pipe, schedule)
+    assert len(timesteps_of(lambda **more: other(strength=0.6, **more))) == 4
+    handle.undo()
+    assert isinstance(other.pipe.scheduler, diffusers.FlowMatchEulerDiscreteScheduler)
+    assert made.pipe.scheduler.steps == 4  # still applied there
+
+
 def test_the_interface_answers():
     made = tiny.stable_diffusion()
     schedule = sd_schedule(made, 4)

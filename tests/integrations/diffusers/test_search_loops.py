@@ -224,6 +224,19 @@ def test_generators_are_not_used_up():
     assert_same(two, plain(pipe, (11, 12), steps=2, solver="unipc", teacher_steps=8, grid="flow:shift=2"))
 
 
+def test_a_generator_for_every_sample():
+    made = tiny.stable_diffusion()
+    several = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    states = [generator.get_state() for generator in several]
+    found = search(made.pipe, 2, **SMALL, generator=several, **made.call)
+    assert all(torch.equal(a.get_state(), b) for a, b in zip(several, states, strict=True))
+    drawn = torch.cat([torch.randn(1, 4, 8, 8, generator=generator) for generator in several])
+    model = family_of(made.pipe.scheduler).denoiser(made.network)
+    with torch.no_grad():
+        wanted = oss_ext.dp_search(model, drawn, 2, solver="unipc", teacher_steps=8, grid=found.t)
+    torch.testing.assert_close(found.teacher, wanted.teacher, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("samples", [2, 6])
 @pytest.mark.parametrize("at", [1, 3, 8, 20])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
