@@ -51,7 +51,7 @@ def plot_amplitudes(amplitudes: Mapping[str, Amplitudes], path: str | os.PathLik
             each.set_axisbelow(True)
     grid[0][0].set_xlim(teacher.t[0] * 1.03, -0.03)
     grid[0][0].set_ylabel("flow coordinates")
-    grid[1][0].set_ylabel(f"minus that of {name}")
+    grid[1][0].set_ylabel(f"minus {name}")
     grid[0][0].legend(frameon=False, fontsize=10)
     figure.tight_layout()
     _save(figure, path)
