@@ -3,7 +3,8 @@
 Fixed grids are in `oss_ext.grids`, published tables (AYS) in `oss_ext.published`.
 """
 
+from oss_ext.baselines.dm import dm
 from oss_ext.baselines.found import Found
 from oss_ext.baselines.gits import gits
 
-__all__ = ["Found", "gits"]
+__all__ = ["Found", "dm", "gits"]

@@ -11,7 +11,8 @@ from helpers.analytic import mixture
 from helpers.peers import checkout
 
 from oss_ext import EDMModel
-from oss_ext.baselines import gits
+from oss_ext.baselines import dm, gits
+from oss_ext.baselines.dm import objective
 
 
 @pytest.fixture
@@ -70,3 +71,35 @@ def test_gits_nodes(monkeypatch, double, seed, metric, theirs):
                     model, noise, steps, grid=grid / (1 + grid), metric=metric, coefficient=coefficient
                 ).details["nodes"]
                 assert ours[steps].tolist() == nodes
+
+
+def schedule_of(module):
+    """The continuous linear schedule of DM's code, of t in 1e-3..1: sigma / alpha from 0.0101 to 152."""
+    return module.StepOptim(module.NoiseScheduleVP("linear"))
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 7, 8, 12, 20])
+def test_dm_objective(count):
+    """Its latent form with its hard-coded truncation."""
+    with checkout("DM-NonUniform", "scipy"):
+        theirs = schedule_of(importlib.import_module("step_optim"))
+        low, high = float(theirs.lambda_func(1.0)), float(theirs.lambda_func(1e-3))
+        for seed in range(5):
+            gaps = torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.1
+            lambdas = low + (high - low) * torch.cat([gaps.new_zeros(1), gaps.cumsum(0) / gaps.sum()])
+            lambdas[0], lambdas[-1] = low, high
+            wanted = float(theirs.sel_lambdas_lof_obj(lambdas[1:-1].numpy(), 1e-3))
+            assert float(objective(lambdas, 2, 3)) == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize("count", [5, 10])
+def test_dm_minimum(count):
+    """Its get_ts_lambdas from uniform time: ours ends no higher."""
+    with checkout("DM-NonUniform", "scipy"):
+        theirs = schedule_of(importlib.import_module("step_optim"))
+        found = theirs.get_ts_lambdas(count, 1e-3, "unif_t")[1]
+        low, high = (-found[[-1, 0]]).exp().tolist()
+        model = EDMModel(lambda x, sigma: x, low, high)
+        ours = dm(model, count, error="latent").details["objective"]
+        print(f"\n  {count} steps: theirs {wanted:.6f}, ours {ours:.6f}", end="")
+        assert ours <= wanted * (1 + 1e-6)
