@@ -135,7 +135,18 @@ def table(measured: list[dict[str, Any]]) -> str:
 
 PAGE = """# Schedules in diffusers pipelines
 
-Written by `docs/make_diffusers_table.py`, which ran every pipeline below with tiny random weights (float32, CPU).
+    import torch
+    from diffusers import FluxPipeline
+    from oss_ext.integrations.diffusers import applied, search
+
+    pipe = FluxPipeline.from_pretrained("black-forest-labs/FLUX.1-dev", torch_dtype=torch.bfloat16).to("cuda")
+    prompts = ["a lighthouse at dusk", "a red fox in snow", "an old harbour", "two wooden chairs"]
+    result = search(pipe, steps=10, calls=[{{"prompt": prompt}} for prompt in prompts], guidance_scale=3.5)
+    result.schedule.save("flux-10.json")
+    with applied(pipe, result.schedule):
+        image = pipe("a bridge in fog", guidance_scale=3.5).images[0]
+
+`docs/make_diffusers_table.py` writes this page; it ran every pipeline below with tiny random weights (float32, CPU).
 
 `apply(pipe, schedule)` puts a scheduler of ours in the pipeline's place for one. It samples the schedule's own steps,
 coefficients, start and network times, and ignores the step count, `sigmas=`, `timesteps=` and `mu` that the pipeline
