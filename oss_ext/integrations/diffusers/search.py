@@ -176,7 +176,8 @@ def _calls(samples: int | None, batch: int, arguments: int) -> int:
 def _announce(total: int, trial: Trial, calls: int, progress: bool | ProgressCallback) -> None:
     seconds, samples = total * trial.seconds, len(trial.noise)
     text = (
-        f"search: {total} steps of {calls} pipeline {'loop' if calls == 1 else 'loops'} of {samples} sample{'s' * (samples != 1)}, "
+        f"search: {total} steps of {calls} pipeline {'loop' if calls == 1 else 'loops'} of {samples} "
+        f"{'sample' if samples == 1 else 'samples'}, "
         f"{trial.seconds:.3g} s a step: about {_duration(seconds)}"
     )
     _LOG.info(text)
