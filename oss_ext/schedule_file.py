@@ -10,15 +10,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from oss_ext.files import whole_file
 from oss_ext.provenance import Provenance
@@ -92,7 +84,7 @@ class ScheduleFile(BaseModel):
     timesteps: list[float]
     network_t: list[Annotated[float, Field(gt=0, le=1)]] | None = None  # likewise: t[:-1]
     coefficients: list[list[float]]
-    calibration: Calibration | None = None  # not written where there is none: older readers refuse it
+    calibration: Calibration | None = None  # likewise: none
     provenance: Provenance
 
     @model_validator(mode="after")
@@ -118,11 +110,6 @@ class ScheduleFile(BaseModel):
         if self.calibration is not None and self.calibration.steps != count:
             raise ValueError(f"calibration: got {self.calibration.steps} entries, wanted {count} for {count} steps")
         return self
-
-    @model_serializer(mode="wrap")
-    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields: dict[str, Any] = handler(self)
-        return {name: value for name, value in fields.items() if name != "calibration" or value is not None}
 
 
 def write(path: str | os.PathLike[str], content: BaseModel) -> None:
