@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,6 +22,7 @@ from oss_ext.integrations.diffusers.conduct import Trial, conduct, count, try_ou
 from oss_ext.integrations.diffusers.family import Family, family_of
 from oss_ext.integrations.diffusers.loops import SearchScheduler, free, run_one, run_several
 from oss_ext.progress import Counter, ProgressCallback, check_progress
+from oss_ext.provenance import Provenance
 from oss_ext.result import SearchResult
 from oss_ext.search_core import Core, dp_core
 from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS
@@ -93,6 +95,7 @@ def search(
         nodes = "integer" if family.whole and family.alphas_cumprod is not None else "any"
     choice("nodes", nodes, ("any", "integer"))
     _no_caches(pipe)
+    _check_metadata(metadata)
     model = family.terms()
     whole = nodes == "integer" and family.alphas_cumprod is not None
 
@@ -233,6 +236,16 @@ def _check_names(pipe: Any, given: Sequence[Mapping[str, Any]]) -> None:
     for name in {name for each in given for name in each}:
         if name not in parameters:
             raise TypeError(f"{name}: no argument of search, nor of {type(pipe).__name__}")
+
+
+def _check_metadata(metadata: Any) -> None:
+    """A TypeError or ValueError now rather than after the search."""
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise TypeError(f"metadata: got {type(metadata).__name__}, wanted a dict of JSON values")
+    try:
+        Provenance(metadata=dict(metadata or {}))
+    except ValidationError as error:
+        raise ValueError(f"metadata: wanted JSON values ({error.errors()[0]['msg']})") from None
 
 
 def _no_caches(pipe: Any) -> None:

@@ -7,6 +7,7 @@ import copy
 import logging
 import signal
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -213,6 +214,18 @@ def test_copied_timesteps_with_several_calls():
     assert_same(found, plain(pipe, (3, 4), steps=2, solver="unipc", teacher_steps=8, grid="flow:shift=2"))
 
 
+def test_a_search_where_a_schedule_is_applied():
+    """It is searched as if there were none, and applied still afterwards."""
+    made = tiny.flux()
+    first = search(made.pipe, 2, **SMALL, **made.call)
+    with applied(made.pipe, replace(first.schedule, noise_scale=0.8)):
+        scheduler = made.pipe.scheduler
+        again = search(made.pipe, 2, **SMALL, **made.call)
+        assert made.pipe.scheduler is scheduler
+    assert torch.equal(first.teacher, again.teacher)
+    assert torch.equal(first.schedule.t, again.schedule.t)
+
+
 def test_generators_are_not_used_up():
     pipe = strange()
     generator = torch.Generator().manual_seed(11)
@@ -331,6 +344,8 @@ def test_nan_names_where():
         ({"loop": "fast"}, ValueError, "loop: got 'fast'"),
         ({"calls": []}, ValueError, "calls: got none"),
         ({"wrong": 1}, TypeError, "wrong: no argument of search, nor of Strange"),
+        ({"metadata": {"a": object()}}, ValueError, "metadata: wanted JSON values"),
+        ({"metadata": 3}, TypeError, "metadata: got int"),
         ({"progress": 3}, TypeError, "progress"),
         ({"share": "per_sample", "solver": "fitted"}, ValueError, "share"),
     ],
