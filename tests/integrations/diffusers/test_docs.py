@@ -1,4 +1,4 @@
-"""The code on the page of docs runs as printed, on a tiny pipeline in place of the one that it would download."""
+"""The code in the README and on the page of docs runs as printed, on a tiny pipeline in place of the one that it would download."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from helpers import tiny_pipelines as tiny
 
 import oss_ext
 
-PAGE = Path(__file__).parents[3] / "docs" / "diffusers.md"
+ROOT = Path(__file__).parents[3]
 
 
-def test_the_page_runs(tmp_path, monkeypatch, capsys):
-    lines = PAGE.read_text(encoding="utf-8").splitlines()
+@pytest.mark.parametrize("page", ["README.md", "docs/diffusers.md"])
+def test_the_page_runs(page, tmp_path, monkeypatch, capsys):
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
     first = next(n for n, line in enumerate(lines) if line.startswith("    import torch"))
     block = []
     for line in lines[first:]:
