@@ -6,14 +6,16 @@ import pytest
 import torch
 from helpers.analytic import mixture, normal
 from helpers.counting import Counting
+from helpers.drive import by_hand
 from helpers.replay import check_replay
 
-from oss_ext import Auto, dp_search, grids
+from oss_ext import Auto, dp_search, grids, solvers
 from oss_ext.calibration import amplitudes, fit_gains
+from oss_ext.distil import distil
 from oss_ext.models import FlowModel
 from oss_ext.schedule import Schedule
 from oss_ext.schedule_calibration import MODES, QUANTILES
-from oss_ext.teacher import DEFAULT_SOLVER
+from oss_ext.teacher import DEFAULT_SOLVER, integrate
 
 SHAPE = (4, 5)
 TEACHER = {"teacher_steps": 24}
@@ -128,6 +130,18 @@ def test_the_noise_and_the_teacher_stay_as_they_are():
     plain = dp_search(MODEL, noise, 3, **TEACHER)
     assert torch.equal(result.teacher, plain.teacher)
     assert all(schedule.calibration is None for schedule in plain.schedules.values())
+
+
+@pytest.mark.parametrize("mode", ["scale", "affine"])
+def test_the_stages_leave_the_teachers_states_alone(mode):
+    t, everyone = grids.make("flow", 12), slice(0, len(NOISE))
+    teacher, _ = by_hand(integrate(NOISE, t, solvers.get("euler")), MODEL)
+    before = teacher.states.clone()
+    search = distil(
+        NOISE, t, 3, solvers.get("euler"), teacher, samples=everyone, joint=True, free=False, calibration=mode
+    )
+    by_hand(search, MODEL)
+    assert torch.equal(teacher.states, before)
 
 
 @pytest.mark.parametrize("start", ["fixed", "free"])
