@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from oss_ext import grids, solvers
+from oss_ext.baselines.ends import lambda_ends
 from oss_ext.baselines.found import Found, deployed_with, schedule_of
 from oss_ext.models import Denoiser
 from oss_ext.validate import check_model, choice, whole_number
@@ -85,7 +86,7 @@ def dm(
     known = 0 if truncate is None else whole_number("truncate", truncate, least=0)
     switch = known if truncate is not None else 3 if jumps <= 7 else 0
     iterations = whole_number("iterations", iterations, least=1)
-    ends = _ends(model, sigma_min, sigma_max)
+    ends = lambda_ends(model, sigma_min, sigma_max)
 
     if jumps == 0:
         found, reached = {"logsnr": ends[:1]}, {"logsnr": 0.0}
@@ -228,17 +229,6 @@ def trust_region(start: Tensor, power: int, truncate: int, iterations: int = 100
         options={"maxiter": 10 * iterations},
     )
     return torch.cat([start[:1], torch.as_tensor(found.x, dtype=torch.float64), start[-1:]])
-
-
-def _ends(model: Denoiser, sigma_min: float | None, sigma_max: float | None) -> Tensor:
-    """float64 [2]: the first and the last lambda. What is wrong with them is said in the grid's words."""
-    given = {"sigma_min": sigma_min, "sigma_max": sigma_max}
-    asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    for name, value in asked.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{name}: got {type(value).__name__}, wanted a number")
-    t = grids.make("logsnr", 2, t_max=model.t_max, t_min=model.t_min, **asked)
-    return -torch.log(t[:2] / (1 - t[:2]))
 
 
 def _start(name: str, count: int, ends: Tensor, model: Denoiser) -> Tensor:

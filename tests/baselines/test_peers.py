@@ -8,11 +8,13 @@ import importlib
 import pytest
 import torch
 from helpers.analytic import mixture
-from helpers.peers import checkout
+from helpers.ld3 import learner
+from helpers.peers import agreement, checkout
 
 from oss_ext import EDMModel
 from oss_ext.baselines import dm, gits
 from oss_ext.baselines.dm import objective
+from oss_ext.baselines.ld3 import place
 
 
 @pytest.fixture
@@ -98,8 +100,86 @@ def test_dm_minimum(count):
     with checkout("DM-NonUniform", "scipy"):
         theirs = schedule_of(importlib.import_module("step_optim"))
         found = theirs.get_ts_lambdas(count, 1e-3, "unif_t")[1]
+        wanted = float(objective(found, 2, 3))
         low, high = (-found[[-1, 0]]).exp().tolist()
         model = EDMModel(lambda x, sigma: x, low, high)
         ours = dm(model, count, error="latent").details["objective"]
         print(f"\n  {count} steps: theirs {wanted:.6f}, ours {ours:.6f}", end="")
         assert ours <= wanted * (1 + 1e-6)
+
+
+LD3_STUBS = {
+    "lpips": {},
+    "imageio": {},
+    "yaml": {},
+    "PIL": {"__path__": []},
+    "matplotlib": {"__path__": []},
+    "matplotlib.pyplot": {},
+}
+LOW = 1e-6  # their last sigma; ours is 0
+
+
+@pytest.mark.parametrize("count", [3, 4, 7, 8, 12])
+def test_dm_objective_for_pixels(count):
+    """LD3's copy of DM's code, with the form for pixels and the switch at 7 steps."""
+    with checkout("LD3", "scipy", stubs=LD3_STUBS):
+        schedules = importlib.import_module("noise_schedulers")
+        theirs = importlib.import_module("samplers.general_solver").StepOptim(schedules.NoiseScheduleVE())
+        ends = -torch.tensor([80, 0.002], dtype=torch.float64).log()
+        for seed in range(5):
+            gaps = torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.1
+            reached = torch.cat([gaps.new_zeros(1), gaps.cumsum(0) / gaps.sum()])
+            lambdas = ends[0] + (ends[1] - ends[0]) * reached
+            wanted = float(theirs.sel_lambdas_lof_obj(lambdas[1:-1].numpy(), 0.002))
+            assert float(objective(lambdas, 1, 3 if count <= 7 else 0)) == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["lambda", "time"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_ld3_times(double, mode, seed):
+    """discretize_model_wrapper. In its mode "lambda" the window is of its raw parameters: only the first times are
+    alike there."""
+    with checkout("LD3", "scipy", stubs=LD3_STUBS):
+        schedule = importlib.import_module("noise_schedulers").NoiseScheduleVE(sigma_min=0.002)
+        wrap = importlib.import_module("trainer").discretize_model_wrapper
+        generator = torch.Generator().manual_seed(seed)
+        raw, moved = torch.randn(9, generator=generator), 3 * torch.randn(9, generator=generator)
+        low, high = schedule.lambda_min, schedule.lambda_max
+        sigma, told = wrap(raw, moved, high, low, schedule, mode, 0.5)()
+        ends = torch.tensor([low, high]) if mode == "lambda" else torch.tensor([80.0, 0.002])
+        times = place(raw, moved, ends, mode, 0.5)
+        ours, ours_told = times.t[:-1], times.network_t
+        if mode == "lambda":
+            ours = ours / (1 - ours)
+        torch.testing.assert_close(ours, sigma[:-1], rtol=1e-6, atol=0)
+        if mode == "time":
+            torch.testing.assert_close(ours_told, told[:-1], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("steps", [4, 8])
+def test_ld3_loss_and_gradient(double, steps, seed):
+    """Of its DPM-Solver++ (order 2) through discretize_model_wrapper, and of ours, from the same parameters."""
+    mix = mixture(seed, shape=SHAPE).edm()
+    model = EDMModel(mix.fn, LOW, 80.0)
+    generator = torch.Generator().manual_seed(seed)
+    noise, target = (torch.randn(4, *SHAPE, generator=generator) for _ in range(2))
+    raw = (0.5 * torch.randn(steps + 1, generator=generator)).requires_grad_(True)
+
+    def epsilon(x, sigma, condition=None, unconditional=None):
+        return (x - mix.fn(x, sigma)) / sigma.reshape(-1, 1, 1, 1)
+
+    with checkout("LD3", "scipy", stubs=LD3_STUBS):
+        schedule = importlib.import_module("noise_schedulers").NoiseScheduleVE(sigma_min=LOW)
+        wrap = importlib.import_module("trainer").discretize_model_wrapper
+        sampler = importlib.import_module("samplers.dpm_solverpp").DPM_SolverPP(schedule)
+        distance = importlib.import_module("utils").compute_distance_between_two
+        sigma, _ = wrap(raw, 0 * raw, schedule.lambda_max, schedule.lambda_min, schedule, "lambda")()
+        end = sampler.sample_simple(epsilon, schedule.prior_transformation(noise), sigma, sigma, order=2)
+        theirs = distance(target, end, SHAPE[0], SHAPE[1]).mean()
+        slope = torch.autograd.grad(theirs, raw)[0]
+    own = learner(model, noise, target, steps, ends=-torch.tensor([80, LOW]).log())
+    own.raw.data.copy_(raw.detach())
+    _, losses = own._slopes(torch.arange(4))
+    off, off_slope = agreement(losses.mean(), theirs.detach()), agreement(own.raw.grad, slope)
+    assert off < 1e-5 and off_slope < 1e-4
