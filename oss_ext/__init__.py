@@ -7,16 +7,19 @@ images = result.schedule.sample(model, noise)
 from oss_ext import grids, published, solvers, zoo
 from oss_ext.auto import Auto
 from oss_ext.build import build_info
+from oss_ext.calibration import amplitudes, amplitudes_of, fit_gains
 from oss_ext.export import export
 from oss_ext.models import Denoiser, EDMModel, EpsilonModel, FlowModel, VParamModel, X0Model
 from oss_ext.refine import refine
 from oss_ext.result import SearchResult
 from oss_ext.schedule import Schedule
+from oss_ext.schedule_calibration import Amplitudes
 from oss_ext.search import dp_search
 from oss_ext.solvers import Solver
 
 __version__: str = build_info()["version"]
 __all__ = [
+    "Amplitudes",
     "Auto",
     "Denoiser",
     "EDMModel",
@@ -27,9 +30,12 @@ __all__ = [
     "Solver",
     "VParamModel",
     "X0Model",
+    "amplitudes",
+    "amplitudes_of",
     "build_info",
     "dp_search",
     "export",
+    "fit_gains",
     "grids",
     "published",
     "refine",

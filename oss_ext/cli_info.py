@@ -94,6 +94,7 @@ def _schedule(schedule: Schedule) -> dict[str, Any]:
         "carries": schedule.carries,
         "coefficients": schedule.coefficients.tolist(),
         "network_t": None if schedule.network_t is None else schedule.network_t.tolist(),
+        "calibration": None if schedule.calibration is None else schedule.calibration.model_dump(mode="json"),
         "provenance": schedule.provenance.model_dump(mode="json"),
     }
 
@@ -112,6 +113,8 @@ def _show_schedule(schedule: Schedule, console: Console) -> None:
         view.add_row(str(step + 1), *[f"{value:.5g}" for value in values], *node)
     console.print(view)
     console.print(f"[bold]noise_scale[/] {schedule.noise_scale:.6g}", highlight=False)
+    if schedule.calibration is not None:
+        console.print(f"[bold]calibration[/] {escape(repr(schedule.calibration))}", soft_wrap=True, highlight=False)
     fields = schedule.provenance.model_dump(mode="json")
     for name, value in fields.items():
         if value not in (None, {}):

@@ -57,6 +57,9 @@ def search(
         str | None,
         typer.Option(help="Of the largest budget: nodes moves its nodes; gradient polishes all, which is training."),
     ] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="States brought to the teacher's amplitudes: scale (Eq. 13), affine or gain.")
+    ] = None,
     share: Annotated[str, typer.Option(help="joint, median or per_sample (then --out is a folder).")] = "joint",
     start: Annotated[str, typer.Option(help="fixed or free.")] = "fixed",
     samples: Annotated[int, typer.Option(help="Noises to search on.")] = 8,
@@ -95,6 +98,7 @@ def search(
             nodes=nodes,
             beam=beam,
             refine=refine,
+            calibration=calibration,
             cond=cond,
             batch_size=batch_size,
             progress=bars.add("Teacher and search"),
@@ -122,6 +126,7 @@ def search(
             "nodes": nodes,
             "beam": beam,
             "refine": refine,
+            "calibration": calibration,
             "share": result.share,
             "start": result.start,
             "samples": len(noise),

@@ -152,6 +152,8 @@ def run_refinement(
     choice("objective", objective, OBJECTIVES)
     progress = check_progress(progress)
     inputs = pick_batch_size(batch_size, noise[0].numel())
+    if schedule.calibration is not None:
+        raise ValueError("schedule: got one that calibrates its states, which refine knows nothing of, wanted another")
     schedule.check_range(model)
     guide = check_guide(teacher_solver)
     t = grids.of_teacher(grid, teacher_steps, model)

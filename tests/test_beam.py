@@ -52,8 +52,8 @@ def test_the_two_implementations_agree(monkeypatch):
     """The wide table, kept to one state a node, against the kernels that take the minimum."""
     from oss_ext import stages
 
-    def narrow(table, times, target, solver, joint):
-        return stages._beam_winners(table, times, target, solver, 1)
+    def narrow(table, times, target, solver, joint, weight):
+        return stages._beam_winners(table, times, target, solver, 1, weight)
 
     model, noise = mixture(2).flow(), normal(4, 4)
     for solver in ("euler", "unipc_3", "mixed", Fitted(history=1, ridge=1e-2)):

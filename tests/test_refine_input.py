@@ -24,6 +24,9 @@ from helpers.refining import (
 )
 
 from oss_ext import FlowModel, Schedule, grids, refine
+from oss_ext.schedule_calibration import of_gains
+
+CALIBRATED = stock().with_calibration(of_gains(torch.ones(4)))
 
 # --- files, counts, devices ---
 
@@ -174,6 +177,7 @@ def test_condition_and_other_shapes(device):
         ({"teacher": NOISE.long()}, TypeError, r"teacher: got a tensor of torch.int64"),
         ({"teacher": NOISE * torch.nan}, ValueError, "teacher: got NaN"),
         ({"batch_size": 0}, ValueError, "batch_size: got 0"),
+        ({"schedule": CALIBRATED}, ValueError, "schedule: got one that calibrates its states"),
         ({"objective": "l1"}, ValueError, "objective: got 'l1', wanted one of mse, psnr"),
         ({"progress": 3}, TypeError, "progress: got int"),
     ],

@@ -124,9 +124,10 @@ def use_timesteps(schedule: Schedule) -> set[int]:
 
     Raises ValueError unless the schedule is of solver "euler", which is DDIM, and on whole timesteps.
     """
-    if schedule.solver != "euler" or schedule.network_t is not None:
+    if schedule.solver != "euler" or schedule.network_t is not None or schedule.calibration is not None:
         raise ValueError(
-            f"schedule: got solver {schedule.solver!r}, wanted 'euler' told its own times, the steps of DDIM"
+            f"schedule: got solver {schedule.solver!r}, wanted 'euler', told its own times and not calibrated: the "
+            "steps of DDIM"
         )
     whole = schedule.timesteps.round()
     if not torch.equal(whole, schedule.timesteps):

@@ -1,4 +1,4 @@
-"""The code in the README and on the page of docs runs as printed, on a tiny pipeline in place of the one that it would download."""
+"""The code in the README and on the page of docs runs as printed, on a tiny pipeline in place of the one it names."""
 
 from __future__ import annotations
 
