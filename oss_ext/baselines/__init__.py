@@ -5,9 +5,11 @@ Fixed grids are in `oss_ext.grids`, published tables (AYS) in `oss_ext.published
 
 from oss_ext.baselines.bns import bns
 from oss_ext.baselines.dm import dm
+from oss_ext.baselines.ds_solver import ds_solver
+from oss_ext.baselines.dyweight import dyweight
 from oss_ext.baselines.fit_grid import fit_grid
 from oss_ext.baselines.found import Found
 from oss_ext.baselines.gits import gits
 from oss_ext.baselines.ld3 import ld3
 
-__all__ = ["Found", "bns", "dm", "fit_grid", "gits", "ld3"]
+__all__ = ["Found", "bns", "dm", "ds_solver", "dyweight", "fit_grid", "gits", "ld3"]

@@ -1,0 +1,131 @@
+"""DS-Solver (Wang, Li, Zhang, Song, Li, Ge, Zheng, Wang, "Differentiable Solver Search for Fast Diffusion Sampling",
+arXiv 2505.21114).
+
+A step goes along a mean of all velocities so far, whose weights sum to 1: v = sum_(j < i) c_ij v_j + (1 - sum_j c_ij)
+v_i. The weights c, 0 at first, and the steps, equal at first, are learned. The loss is the mean squared distance to the
+teacher's state at the nearest of its nodes, summed over the student's, and 1000 times a Huber loss (its corner at
+0.001) at the end, as in the authors' published code (MCG-NJU/NeuralSolver, TrajsReWeightTrainer); as there, the last
+two of at most 6 steps use one earlier velocity alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oss_ext import grids, solvers
+from oss_ext.baselines.found import Found
+from oss_ext.baselines.training import Gaps, Task, learn
+from oss_ext.models import Denoiser
+from oss_ext.progress import ProgressCallback
+from oss_ext.refine_gradient import Problem, walk
+from oss_ext.refine_knobs import Numbers
+from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS
+from oss_ext.validate import check_model, whole_number
+
+PAPER = "arXiv 2505.21114"
+HUBER, WEIGHT = 0.001, 1000.0
+FEW = 6
+
+
+def ds_solver(
+    model: Denoiser,
+    noise: Tensor,
+    steps: int = 10,
+    *,
+    iterations: int = 1000,
+    rate: float = 0.01,
+    minibatch: int = 40,
+    seed: int = 0,
+    teacher_steps: int = DEFAULT_STEPS,
+    teacher_solver: str | solvers.Solver = DEFAULT_SOLVER,
+    grid: str | Tensor = "flow",
+    cond: Mapping[str, Tensor] | None = None,
+    batch_size: int | None = None,
+    progress: bool | ProgressCallback = False,
+) -> Found:
+    """A schedule of `steps` steps with weights and times learned, from Euler's on equal steps of flow time.
+
+    noise: [B, ...], B >= 2; the last quarter judges. teacher_steps, teacher_solver, grid, cond, batch_size, progress:
+        as for `dp_search`; the student starts where the teacher does.
+    iterations: of the optimiser, each on `minibatch` noises. rate: of all parameters. seed: of the order of the noises.
+
+    details: "loss" and "first_loss" (on the judging noises), "iterations", "backpropagations" (samples that were
+    differentiated through all steps). Raises TypeError or ValueError that names the argument, before any evaluation;
+    and for models that cut the graph.
+    """
+    check_model(model)
+    steps = whole_number("steps", steps, least=1)
+    fine = grids.of_teacher(grid, teacher_steps, model)
+    task = Task.check(model, noise, cond, fine, teacher_solver, iterations, rate, minibatch, seed, batch_size, progress)
+    equal = torch.linspace(float(fine[0]), 0, steps + 1, dtype=torch.float64)
+    lowest = min(model.t_min, float(fine[-2]))
+    gaps = Gaps(equal if lowest == 0 else _above(equal, lowest), lowest)
+    weights = torch.zeros(steps, steps, dtype=torch.float64)
+
+    def numbers() -> Numbers:
+        t = gaps.times()
+        return Numbers(t, t[:-1], rows_of(weights, t), fine[0])
+
+    def losses(problem: Problem, now: Numbers, teacher: Tensor) -> Tensor:
+        seen = _Seen(problem.model)
+        end = walk(replace(problem, model=seen), now, slice(0, len(teacher))).state
+        near = (fine[:, None] - now.t.detach()).abs().argmin(0)
+        states = [state.flatten(1) for state in seen.states[1:]]
+        passed = [(x - teacher[:, n]).square().mean(1) for x, n in zip([*states, end], near[1:], strict=True)]
+        last = torch.nn.functional.huber_loss(end, teacher[:, -1], reduction="none", delta=HUBER).mean(1)
+        return torch.stack(passed).sum(0) + WEIGHT * last
+
+    return learn(
+        task,
+        steps,
+        "velocity",
+        [gaps.raw, weights],
+        numbers,
+        losses,
+        method="ds_solver",
+        paper=PAPER,
+        grid="custom" if isinstance(grid, Tensor) else grid,
+        settings={},
+    )
+
+
+def rows_of(weights: Tensor, t: Tensor) -> Tensor:
+    """float64 [k, 1 + k]: coefficients of state, velocity and earlier velocities, newest first. Differentiable.
+
+    weights: float64 [k, k], c_ij below the diagonal; the rest is not read. t: float64 [k + 1]."""
+    steps = len(weights)
+    rows = []
+    for step in range(steps):
+        earlier = weights[step, :step].flip(0)
+        if steps <= FEW and step >= steps - 2:
+            earlier = torch.cat([earlier[:1], torch.zeros_like(earlier[1:])])
+        length = t[step + 1] - t[step]
+        share = torch.cat([(1 - earlier.sum())[None], earlier])
+        rows.append(torch.cat([share.new_ones(1), length * share, share.new_zeros(steps - step - 1)]))
+    return torch.stack(rows)
+
+
+def _above(t: Tensor, lowest: float) -> Tensor:
+    """The nodes but the last moved to lie between the first and `lowest`."""
+    inner = t[0] - (t[0] - lowest) * (t[0] - t[:-1]) / t[0]
+    return torch.cat([inner, t[-1:]])
+
+
+class _Seen:
+    """The model; states: what it was evaluated at, [b, *shape] each, in the graph."""
+
+    def __init__(self, model: Denoiser) -> None:
+        self._model = model
+        self.states: list[Tensor] = []
+
+    def velocity(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
+        self.states.append(x)
+        return self._model.velocity(x, t, cond)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)

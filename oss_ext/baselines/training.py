@@ -1,0 +1,227 @@
+"""What the learned solvers share: noises and their teacher, times as free parameters, and the training loop.
+
+The optimiser is Adam with a cosine decay, for all alike and not the papers' own. The iterate that is best on noises
+that it did not learn from is kept, the first among them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oss_ext import solvers
+from oss_ext.baselines.found import Found
+from oss_ext.drive import drive
+from oss_ext.evaluate import pick_batch_size, state_dtype
+from oss_ext.models import Denoiser
+from oss_ext.progress import Counter, ProgressCallback, check_progress
+from oss_ext.provenance import Provenance
+from oss_ext.refine_gradient import Problem
+from oss_ext.refine_knobs import Numbers
+from oss_ext.schedule import Schedule
+from oss_ext.teacher import check_guide, integrate
+from oss_ext.validate import check_cond, check_noise, whole_number
+
+JUDGES = 0.25
+"""The share of the noises that only judges."""
+JUDGED_EVERY = 20
+ROOM = 1e-4  # the least share of the way to the cleanest time that a step has at first
+
+Losses = Callable[[Problem, Numbers, Tensor], Tensor]
+"""losses(the problem of some samples alone, the numbers, the states [b, N + 1, D] of their teacher) -> [b]."""
+
+
+class Gaps:
+    """Times between the first of `t`, float64 [k + 1], and `lowest`, as a softmax of `raw`, float64 [k]; the last is 0.
+
+    At first those of `t`, but for gaps of less than `ROOM`."""
+
+    def __init__(self, t: Tensor, lowest: float) -> None:
+        self._first, self._lowest = t[:1], lowest
+        gaps = torch.cat([-t[:-1].diff(), t[-2:-1] - lowest])
+        shares = (gaps / gaps.sum()).clamp(min=ROOM) if float(gaps.sum()) > 0 else torch.ones_like(gaps)
+        self.raw = (shares / shares.sum()).log()
+
+    def times(self) -> Tensor:
+        share = torch.softmax(self.raw, 0).cumsum(0)[:-1]
+        return torch.cat([self._first, self._first - (self._first - self._lowest) * share, torch.zeros(1).double()])
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a training run is of, checked. teacher: N + 1 flow times."""
+
+    model: Denoiser
+    noise: Tensor
+    cond: dict[str, Tensor]
+    fine: Tensor
+    guide: solvers.Solver
+    iterations: int
+    rate: float
+    few: int
+    seed: int
+    rows: int
+    progress: bool | ProgressCallback
+
+    @classmethod
+    def check(
+        cls,
+        model: Denoiser,
+        noise: Any,
+        cond: Any,
+        fine: Tensor,
+        teacher_solver: str | solvers.Solver,
+        iterations: int,
+        rate: float,
+        minibatch: int,
+        seed: int,
+        batch_size: int | None,
+        progress: Any,
+    ) -> Task:
+        """Raises TypeError or ValueError that names the argument."""
+        noise = check_noise(noise)
+        given = check_cond(cond, noise)
+        if len(noise) < 2:
+            raise ValueError("noise: got 1 sample, wanted at least 2: some of them only judge")
+        if isinstance(rate, bool) or not isinstance(rate, int | float):
+            raise TypeError(f"rate: got {type(rate).__name__}, wanted a number")
+        if not 0 < rate < math.inf:
+            raise ValueError(f"rate: got {rate}, wanted a positive number")
+        learners = len(noise) - max(1, round(JUDGES * len(noise)))
+        return cls(
+            model,
+            noise,
+            given,
+            fine,
+            check_guide(teacher_solver),
+            whole_number("iterations", iterations, least=0),
+            float(rate),
+            min(whole_number("minibatch", minibatch, least=1), learners),
+            whole_number("seed", seed, least=0),
+            pick_batch_size(batch_size, noise[0].numel()),
+            check_progress(progress),
+        )
+
+
+def learn(
+    task: Task,
+    steps: int,
+    carries: solvers.Carries,
+    parameters: list[Tensor],
+    numbers: Callable[[], Numbers],
+    losses: Losses,
+    *,
+    method: str,
+    paper: str,
+    grid: str,
+    settings: Mapping[str, Any],
+) -> Found:
+    """Trains `parameters`, which `numbers` turns into a schedule's; see the methods' files."""
+    judges = max(1, round(JUDGES * len(task.noise)))
+    judgements = len(_judged_at(task.iterations))
+    count = len(task.noise)
+    total = count * (len(task.fine) - 1) + steps * (3 * task.few * task.iterations + judges * judgements)
+    with torch.inference_mode(False), torch.enable_grad(), Counter(total, task.progress, method) as counter:
+        states = task.noise.to(state_dtype(task.noise.dtype)).clone()
+        cond = {key: value.clone() for key, value in task.cond.items()}
+        with torch.no_grad():
+            teacher = drive(
+                integrate(states, task.fine, task.guide),
+                task.model,
+                cond=cond,
+                dtype=task.noise.dtype,
+                batch_size=task.rows,
+                counter=counter,
+            ).states.clone()
+        at_once = max(1, task.rows // steps)
+        problem = Problem(task.model, states, teacher[:, -1], cond, task.noise.dtype, at_once, judges, carries, counter)
+        best, first, least = _train(task, problem, teacher, parameters, numbers, losses)
+
+    spent = counter.made / count
+    differentiated = task.few * task.iterations
+    nfe: dict[str, float] = {"teacher": len(task.fine) - 1, "train": spent - (len(task.fine) - 1), "total": spent}
+    ran: dict[str, Any] = {"iterations": task.iterations, "rate": task.rate, "minibatch": task.few}
+    origin = Provenance(
+        grid=grid,
+        teacher_steps=len(task.fine) - 1,
+        teacher_solver=task.guide.name,
+        samples=count,
+        model=task.model.describe(),
+        metadata={"method": method, "paper": paper, "backpropagations": differentiated, **ran, **settings},
+        nfe=dict(nfe),
+    )
+    model = task.model
+    told = None if torch.equal(best.network_t, best.t[:-1]) else best.network_t
+    schedule = Schedule(
+        best.t,
+        best.rows,
+        method,
+        model.sigmas(best.t),
+        model.timesteps(best.t[:-1] if told is None else told),
+        model.parameterization,
+        None,
+        origin,
+        carries,
+        float(best.scale),
+        told,
+    )
+    details = {"loss": least, "first_loss": first, "iterations": task.iterations, "backpropagations": differentiated}
+    return Found({steps: schedule}, nfe, details)
+
+
+def _train(
+    task: Task,
+    problem: Problem,
+    teacher: Tensor,
+    parameters: list[Tensor],
+    numbers: Callable[[], Numbers],
+    losses: Losses,
+) -> tuple[Numbers, float, float]:
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    adam = torch.optim.Adam(parameters, lr=task.rate)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(task.iterations, 1))
+    order = torch.Generator().manual_seed(task.seed)
+
+    def of(which: Tensor, now: Numbers) -> Tensor:
+        which = which.to(problem.noise.device)
+        cond = {key: value[which] for key, value in problem.cond.items()}
+        some = replace(problem, noise=problem.noise[which], target=problem.target[which], cond=cond)
+        return losses(some, now, teacher[which])
+
+    everyone = torch.arange(len(problem.noise))
+    judging = everyone[problem.judging].split(problem.rows)
+    best, least, first = None, math.inf, math.nan
+    queue: list[int] = []
+    for iteration in range(task.iterations + 1):
+        if iteration in _judged_at(task.iterations):
+            with torch.no_grad():
+                now = Numbers(*(value.detach().clone() for value in numbers()))
+                level = float(torch.cat([of(part, now) for part in judging]).double().mean())
+            first = level if iteration == 0 else first
+            if level < least:
+                best, least = now, level
+        if iteration == task.iterations:
+            break
+        if len(queue) < task.few:
+            queue = queue + torch.randperm(problem.learners.stop, generator=order).tolist()
+        which, queue = torch.tensor(queue[: task.few]), queue[task.few :]
+        adam.zero_grad()
+        for part in which.split(problem.rows):
+            now = numbers()
+            (of(part, now).sum() / task.few).backward()
+            problem.counter.add(2 * len(now.rows) * len(part))
+        adam.step()
+        decay.step()
+    if best is None:
+        raise ValueError("start: got a schedule whose loss on the judging noises is not finite")
+    return best, first, least
+
+
+def _judged_at(iterations: int) -> set[int]:
+    return {*range(0, iterations, JUDGED_EVERY), iterations}

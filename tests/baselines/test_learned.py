@@ -1,0 +1,168 @@
+"""DS-Solver and DyWeight."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.analytic import mixture, normal
+from helpers.counting import Counting
+
+from oss_ext import FlowModel, Schedule, grids
+from oss_ext.baselines import ds_solver, dyweight
+
+BOTH = [ds_solver, dyweight]
+
+
+def mean_log_error(schedule, model, noise, fine):
+    return float((schedule.sample(model, noise) - fine).square().mean(1).log().mean())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 8])
+def test_ds_solver_begins_with_euler_on_equal_steps(steps):
+    model, noise = mixture().flow(), normal(4, 4)
+    found = ds_solver(model, noise, steps, iterations=0)
+    stock = Schedule.from_grid(grids.make("flow", steps), "euler", model)
+    torch.testing.assert_close(found.schedule.t, stock.t, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found.schedule.sample(model, noise), stock.sample(model, noise), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("start", ["euler", "ipndm_2", "ipndm_4"])
+@pytest.mark.parametrize("steps", [1, 2, 6])
+def test_dyweight_begins_with_ipndm(start, steps):
+    model, noise = mixture().edm(), normal(4, 4)
+    found = dyweight(model, noise, steps, start=start, iterations=0)
+    stock = Schedule.from_grid(grids.for_model("edm", steps, model), start, model)
+    assert found.schedule.network_t is None
+    torch.testing.assert_close(found.schedule.sample(model, noise), stock.sample(model, noise), rtol=1e-8, atol=1e-8)
+
+
+def test_a_learned_ds_solver_sample_by_hand():
+    """As the paper writes it: a mean of the velocities whose weights sum to 1."""
+    model, noise = mixture().flow(), normal(12, 4)
+    schedule = ds_solver(model, noise, 8, iterations=40, minibatch=4).schedule
+    t, rows = schedule.t, schedule.coefficients
+    x, velocities = t[0] * noise, []
+    for i in range(8):
+        velocities.append(model.velocity(x, t[i].expand(12)))
+        shares = rows[i, 1 : i + 2] / (t[i + 1] - t[i])
+        assert float(shares.sum()) == pytest.approx(1) and float(rows[i, 0]) == 1
+        x = x + (t[i + 1] - t[i]) * sum(share * v for share, v in zip(shares.flip(0), velocities, strict=True))
+    torch.testing.assert_close(x, schedule.sample(model, noise), rtol=1e-9, atol=1e-9)
+    few = ds_solver(model, noise, 5, iterations=40, minibatch=4).schedule.coefficients
+    assert (few[3:, 3:] == 0).all() and (few[2, 3] != 0).all(), "at most 6 steps: one earlier velocity in the last two"
+
+
+def test_a_learned_dyweight_sample_by_hand():
+    """As the paper writes it, in x0 + sigma eps; the network is told its own level."""
+    model, noise = mixture().edm(), normal(12, 4)
+    schedule = dyweight(model, noise, 5, iterations=40, minibatch=4, history=2).schedule
+    assert schedule.network_t is not None and schedule.carries == "epsilon"
+    t, rows = schedule.t, schedule.coefficients
+    sigma = t / (1 - t)
+    x, predictions = sigma[0] * noise, []
+    for i in range(5):
+        flow = x * (1 - t[i])
+        predictions.append(flow + (1 - t[i]) * model.velocity(flow, schedule.network_t[i].expand(12)))
+        scale = (1 - t[i + 1]) * (sigma[i + 1] - sigma[i])
+        weights = [rows[i, 1] / (1 - t[i]) / scale, *(rows[i, 2 : 2 + i] / scale)]
+        assert all(float(w) == 0 for w in weights[3:])
+        x = x + (sigma[i + 1] - sigma[i]) * sum(w * e for w, e in zip(weights, reversed(predictions), strict=True))
+    torch.testing.assert_close(x, schedule.sample(model, noise), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("method", BOTH)
+def test_learning_improves_on_the_start_on_other_noises(method):
+    model, noise, other = mixture(shape=(8,)).edm(), normal(48, 8), normal(48, 8, seed=9)
+    fine = Schedule.from_grid(grids.for_model("edm", 300, model), "unipc", model).sample(model, other)
+    before = method(model, noise, 5, grid="edm", iterations=0).schedule
+    found = method(model, noise, 5, grid="edm", iterations=200)
+    assert mean_log_error(found.schedule, model, other, fine) < mean_log_error(before, model, other, fine) - 0.3
+    assert found.details["loss"] < found.details["first_loss"]
+
+
+@pytest.mark.parametrize("method", BOTH)
+@pytest.mark.parametrize("family", ["flow", "edm", "epsilon"])
+@pytest.mark.parametrize("steps", [1, 3, 7])
+def test_what_comes_back(method, family, steps, tmp_path):
+    model, noise = Counting(mixture().families()[family]), normal(6, 4)
+    calls = []
+    found = method(
+        model, noise, steps, iterations=5, minibatch=3, teacher_steps=10, progress=lambda *made: calls.append(made)
+    )
+    assert found.details["backpropagations"] == 15
+    assert model.evaluations + 2 * steps * 15 == calls[-1][0] == calls[-1][1] == round(6 * found.nfe["total"])
+    schedule = found.schedule
+    assert schedule.solver == method.__name__ and schedule.steps == steps
+    schedule.save(tmp_path / "learned.json")
+    sampled = Schedule.load(tmp_path / "learned.json").sample(model, noise)
+    assert torch.equal(sampled, schedule.sample(model, noise)) and torch.isfinite(sampled).all()
+
+
+def test_dyweight_with_a_loss_and_nodes_of_ones_own():
+    model, noise = mixture(shape=(2, 3)).flow(), normal(8, 2, 3)
+    shapes = []
+
+    def loss(ends, targets):
+        shapes.append(ends.shape[1:])
+        return (ends - targets).abs().flatten(1).mean(1)
+
+    t = torch.tensor([0.95, 0.6, 0.3, 0.0], dtype=torch.float64)
+    found = dyweight(model, noise, 3, nodes=t, loss=loss, told=False, iterations=20)
+    assert set(shapes) == {torch.Size([2, 3])} and found.schedule.network_t is None
+    assert torch.equal(found.schedule.t, t)
+
+
+@pytest.mark.parametrize("method", BOTH)
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"noise": torch.zeros(1, 4)}, "noise"),
+        ({"steps": 0}, "steps"),
+        ({"iterations": -1}, "iterations"),
+        ({"rate": 0.0}, "rate"),
+        ({"rate": "1"}, "rate"),
+        ({"minibatch": 0}, "minibatch"),
+        ({"seed": -1}, "seed"),
+        ({"grid": "karras"}, "grid"),
+        ({"teacher_solver": "mixed"}, "teacher_solver"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"progress": 1}, "progress"),
+    ],
+)
+def test_bad_input_is_named_before_any_evaluation(method, change, message):
+    model = Counting(mixture().edm())
+    arguments = {"noise": normal(4, 4), "steps": 3, **change}
+    with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+        method(model, arguments.pop("noise"), arguments.pop("steps"), **arguments)
+    assert model.evaluations == 0
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"nodes": "flow"}, "nodes"),
+        ({"nodes": torch.tensor([0.9, 0.0])}, "nodes"),
+        ({"nodes": "karras"}, "grid"),
+        ({"start": "dpmpp_2m"}, "start"),
+        ({"history": -1}, "history"),
+        ({"told": 1}, "told"),
+        ({"loss": "lpips"}, "loss"),
+    ],
+)
+def test_dyweights_own_arguments(change, message):
+    model = Counting(mixture().flow())
+    with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+        dyweight(model, normal(4, 4), 3, **change)
+    assert model.evaluations == 0
+
+
+@pytest.mark.parametrize("method", BOTH)
+def test_a_model_that_cuts_the_graph_is_named(method):
+    inner = mixture().flow()
+
+    @torch.no_grad()
+    def cut(x, t):
+        return inner.velocity(x, t)
+
+    with pytest.raises(ValueError, match="cut from the graph"):
+        method(FlowModel(cut), normal(4, 4), 3, iterations=1, teacher_steps=5)
