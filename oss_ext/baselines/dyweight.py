@@ -1,11 +1,15 @@
 """DyWeight: dynamic gradient weighting (Zhao, Lei, Yuan, Yang, Song, Wang, Zhu, Zhang, "DyWeight: Dynamic Gradient
 Weighting for Few-Step Diffusion Sampling", arXiv 2603.11607).
 
-On a fixed grid, x' = x + (sigma' - sigma) sum_j w_ij eps_j in the coordinates x0 + sigma eps, with weights of all noise
-predictions so far that need not sum to 1, and a factor s_i on the sigma that the network is told. Both are learned,
-from iPNDM's weights and 1, on the squared distance to the teacher's end, one of the losses of the authors' published code
-(Westlake-AGI-Lab/DyWeight); others are a function of one's own. `Schedule.network_t` scales what the network is fed for
-the level that it is told, theirs for the state's.
+In the coordinates x0 + sigma eps, x' = x + (sigma_next - sigma) sum_j w_ij eps_j, with weights of all noise predictions so
+far that need not sum to 1. They tell where the step leads: its true end is sigma + (sum_j w_ij) (sigma_next - sigma), from
+which the next step goes to the next node of a fixed grid. A factor s_i scales the sigma that the network is told. Weights
+and factors are learned, from iPNDM's and 1, on the squared distance to the teacher's end, one of the losses of the
+authors' published code (Westlake-AGI-Lab/DyWeight), whose further ones can be handed in.
+
+Theirs ends at sigma_min, taken for clean; here the last node is 0, and so is the last step's end, whatever its weights.
+True ends are kept descending. `Schedule.network_t` scales what the network is fed for the level that it is told, theirs
+for the state's.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS
 from oss_ext.validate import check_model, whole_number
 
 PAPER = "arXiv 2603.11607"
+TINY = 1e-9  # what keeps true ends apart, relatively, and told levels above 0
 
 
 def dyweight(
@@ -34,7 +39,7 @@ def dyweight(
     noise: Tensor,
     steps: int = 10,
     *,
-    nodes: str | Tensor = "edm",
+    nodes: str | Tensor | None = None,
     start: str = "ipndm_4",
     history: int | None = None,
     told: bool = True,
@@ -54,7 +59,8 @@ def dyweight(
 
     noise: [B, ...], B >= 2; the last quarter judges. teacher_steps, teacher_solver, grid, cond, batch_size, progress:
         as for `dp_search`; grid is the teacher's alone.
-    nodes: the student's grid, a name or flow times [steps + 1], from below t = 1, where sigma is infinite.
+    nodes: the student's grid, a name or flow times [steps + 1], from below t = 1, where sigma is infinite. None: theirs,
+        the steps + 1 nodes of "edm" that lead to sigma_min, the last of which becomes 0.
     start: "ipndm_4" or another order of it, or "euler": the weights at first.
     history: how many earlier predictions have weights; None: all.
     told: whether the levels that the network is told are learned too.
@@ -82,13 +88,15 @@ def dyweight(
     weights = start_weights(first, t)
     mask = torch.ones_like(weights).tril().triu(-most)
     factors = torch.ones(steps, dtype=torch.float64)
-    sigma = t[:-1] / (1 - t[:-1])
+    lowest = min(model.t_min, float(t[-2]))
 
     def numbers() -> Numbers:
-        level = (sigma * factors).clamp(min=1e-12)
-        known = (level / (1 + level)).clamp(max=model.t_max)
-        known = torch.maximum(known, torch.minimum(t[:-1], torch.full_like(known, model.t_min)))
-        return Numbers(t, known if told else t[:-1], rows_of(weights * mask, t), t[0])
+        masked = weights * mask
+        true = true_times(masked, t, lowest)
+        sigma = (factors * true[:-1] / (1 - true[:-1])).abs()
+        known = (sigma / (1 + sigma)).clamp(max=model.t_max)
+        known = torch.maximum(known, torch.minimum(true[:-1], torch.full_like(known, model.t_min + TINY)))
+        return Numbers(true, known if told else true[:-1], rows_of(masked, true, t), t[0])
 
     def losses(problem: Problem, now: Numbers, teacher: Tensor) -> Tensor:
         end, target = walk(problem, now, slice(0, len(teacher))).state, teacher[:, -1]
@@ -107,7 +115,11 @@ def dyweight(
         method="dyweight",
         paper=PAPER,
         grid="custom" if isinstance(grid, Tensor) else grid,
-        settings={"nodes": "custom" if isinstance(nodes, Tensor) else nodes, "start": start, "history": most},
+        settings={
+            "nodes": "custom" if isinstance(nodes, Tensor) else nodes or "edm to sigma_min",
+            "start": start,
+            "history": most,
+        },
     )
 
 
@@ -126,23 +138,42 @@ def start_weights(solver: solvers.Solver, t: Tensor) -> Tensor:
     return weights
 
 
-def rows_of(weights: Tensor, t: Tensor) -> Tensor:
+def true_times(weights: Tensor, t: Tensor, lowest: float) -> Tensor:
+    """float64 [k + 1]: the flow times where steps with these weights lead, the last 0. Differentiable.
+
+    weights: float64 [k, k], lower triangular. t: float64 [k + 1], the grid. lowest: what no inner one goes below."""
+    sigma = t / (1 - t)
+    floor = lowest / (1 - lowest) if lowest > 0 else TINY * float(sigma[0])
+    reached = [sigma[0]]
+    for step in range(len(t) - 2):
+        end = reached[-1] + weights[step].sum() * (sigma[step + 1] - reached[-1])
+        least = floor * (1 + TINY * (len(t) - 3 - step))
+        reached.append(torch.minimum(end.clamp(min=least), reached[-1] * (1 - TINY)))
+    ends = torch.stack(reached)
+    return torch.cat([ends / (1 + ends), t[-1:]])
+
+
+def rows_of(weights: Tensor, true: Tensor, t: Tensor) -> Tensor:
     """float64 [k, 1 + k]: coefficients of state, velocity and earlier epsilon predictions, newest first.
-    Differentiable. weights: float64 [k, k], below the diagonal and on it. t: float64 [k + 1], below 1."""
+    Differentiable. weights: float64 [k, k], lower triangular. true: float64 [k + 1], `true_times` along the grid t."""
     steps = len(weights)
-    length = (t[1:] - t[:-1]) / (1 - t[:-1])  # of the step in sigma, in flow coordinates
     rows = []
     for step in range(steps):
-        earlier = length[step] * weights[step, :step].flip(0)
-        own = length[step] * weights[step, step]
-        state = (1 - t[step + 1]) / (1 - t[step]) + own  # this node's epsilon is x + (1 - t) v
-        row = [state[None], ((1 - t[step]) * own)[None], earlier, earlier.new_zeros(steps - step - 1)]
+        now, after = true[step], true[step + 1]
+        length = (1 - after) * (t[step + 1] / (1 - t[step + 1]) - now / (1 - now))
+        earlier = length * weights[step, :step].flip(0)
+        own = length * weights[step, step]
+        state = (1 - after) / (1 - now) + own  # this node's epsilon is x + (1 - t) v
+        row = [state[None], ((1 - now) * own)[None], earlier, earlier.new_zeros(steps - step - 1)]
         rows.append(torch.cat(row))
     return torch.stack(rows)
 
 
-def _nodes(nodes: str | Tensor, steps: int, model: Denoiser) -> Tensor:
-    if isinstance(nodes, Tensor):
+def _nodes(nodes: str | Tensor | None, steps: int, model: Denoiser) -> Tensor:
+    if nodes is None:
+        t = grids.for_model("edm", steps + 1, model)[:-1]
+        t[-1] = 0
+    elif isinstance(nodes, Tensor):
         t = grids.check(nodes, t_max=model.t_max, t_min=model.t_min, name="nodes")
         if len(t) != steps + 1:
             raise ValueError(f"nodes: got {len(t) - 1} steps, wanted {steps}")

@@ -9,6 +9,7 @@ from helpers.counting import Counting
 
 from oss_ext import FlowModel, Schedule, grids
 from oss_ext.baselines import ds_solver, dyweight
+from oss_ext.baselines.dyweight import rows_of, true_times
 
 BOTH = [ds_solver, dyweight]
 
@@ -30,7 +31,7 @@ def test_ds_solver_begins_with_euler_on_equal_steps(steps):
 @pytest.mark.parametrize("steps", [1, 2, 6])
 def test_dyweight_begins_with_ipndm(start, steps):
     model, noise = mixture().edm(), normal(4, 4)
-    found = dyweight(model, noise, steps, start=start, iterations=0)
+    found = dyweight(model, noise, steps, nodes="edm", start=start, iterations=0)
     stock = Schedule.from_grid(grids.for_model("edm", steps, model), start, model)
     assert found.schedule.network_t is None
     torch.testing.assert_close(found.schedule.sample(model, noise), stock.sample(model, noise), rtol=1e-8, atol=1e-8)
@@ -52,22 +53,37 @@ def test_a_learned_ds_solver_sample_by_hand():
     assert (few[3:, 3:] == 0).all() and (few[2, 3] != 0).all(), "at most 6 steps: one earlier velocity in the last two"
 
 
-def test_a_learned_dyweight_sample_by_hand():
-    """As the paper writes it, in x0 + sigma eps; the network is told its own level."""
+def test_a_dyweight_sample_by_hand():
+    """As the paper writes it, in x0 + sigma eps: the sums of the weights move the levels that the steps start from."""
+    model, noise = mixture().edm(), normal(12, 4)
+    t = grids.for_model("edm", 6, model)[:-1]
+    t[-1] = 0
+    weights = torch.eye(5).double() + 0.05 * normal(5, 5, seed=3).tril()
+    factors = 1 + 0.02 * normal(5, seed=4)
+    true = true_times(weights, t, 1e-3)
+    told = true[:-1] / (1 - true[:-1]) * factors
+    schedule = Schedule(
+        true, rows_of(weights, true, t), "x", true, true[:-1], "edm", carries="epsilon", network_t=told / (1 + told)
+    )
+    nodes = (t / (1 - t)).tolist()
+    level, x, predictions = nodes[0], nodes[0] * noise, []
+    for i in range(5):
+        here = level / (1 + level)
+        flow = x * (1 - here)
+        predictions.append(flow + (1 - here) * model.velocity(flow, schedule.network_t[i].expand(12)))
+        assert float(true[i]) == pytest.approx(here)
+        x = x + (nodes[i + 1] - level) * sum(w * e for w, e in zip(weights[i], predictions, strict=False))
+        level = level + float(weights[i].sum()) * (nodes[i + 1] - level)
+    torch.testing.assert_close(x, schedule.sample(model, noise), rtol=1e-8, atol=1e-8)
+
+
+def test_what_dyweight_learns():
     model, noise = mixture().edm(), normal(12, 4)
     schedule = dyweight(model, noise, 5, iterations=40, minibatch=4, history=2).schedule
     assert schedule.network_t is not None and schedule.carries == "epsilon"
-    t, rows = schedule.t, schedule.coefficients
-    sigma = t / (1 - t)
-    x, predictions = sigma[0] * noise, []
-    for i in range(5):
-        flow = x * (1 - t[i])
-        predictions.append(flow + (1 - t[i]) * model.velocity(flow, schedule.network_t[i].expand(12)))
-        scale = (1 - t[i + 1]) * (sigma[i + 1] - sigma[i])
-        weights = [rows[i, 1] / (1 - t[i]) / scale, *(rows[i, 2 : 2 + i] / scale)]
-        assert all(float(w) == 0 for w in weights[3:])
-        x = x + (sigma[i + 1] - sigma[i]) * sum(w * e for w, e in zip(weights, reversed(predictions), strict=True))
-    torch.testing.assert_close(x, schedule.sample(model, noise), rtol=1e-8, atol=1e-8)
+    assert (schedule.coefficients[3:, 4:] == 0).all() and (schedule.coefficients[3:, 3] != 0).all()
+    stock = grids.for_model("edm", 6, model)
+    assert (schedule.t[1:-1] - stock[1:5]).abs().max() > 1e-4, "sums of weights move the times"
 
 
 @pytest.mark.parametrize("method", BOTH)
@@ -109,7 +125,7 @@ def test_dyweight_with_a_loss_and_nodes_of_ones_own():
     t = torch.tensor([0.95, 0.6, 0.3, 0.0], dtype=torch.float64)
     found = dyweight(model, noise, 3, nodes=t, loss=loss, told=False, iterations=20)
     assert set(shapes) == {torch.Size([2, 3])} and found.schedule.network_t is None
-    assert torch.equal(found.schedule.t, t)
+    assert found.schedule.t[0] == t[0] and not torch.equal(found.schedule.t, t)
 
 
 @pytest.mark.parametrize("method", BOTH)
