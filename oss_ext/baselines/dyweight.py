@@ -1,11 +1,11 @@
 """DyWeight: dynamic gradient weighting (Zhao, Lei, Yuan, Yang, Song, Wang, Zhu, Zhang, "DyWeight: Dynamic Gradient
 Weighting for Few-Step Diffusion Sampling", arXiv 2603.11607).
 
-In the coordinates x0 + sigma eps, x' = x + (sigma_next - sigma) sum_j w_ij eps_j, with weights of all noise predictions so
-far that need not sum to 1. They tell where the step leads: its true end is sigma + (sum_j w_ij) (sigma_next - sigma), from
-which the next step goes to the next node of a fixed grid. A factor s_i scales the sigma that the network is told. Weights
-and factors are learned, from iPNDM's and 1, on the squared distance to the teacher's end, one of the losses of the
-authors' published code (Westlake-AGI-Lab/DyWeight), whose further ones can be handed in.
+In the coordinates x0 + sigma eps, x' = x + (sigma_next - sigma) sum_j w_ij eps_j, with weights of all noise predictions
+so far that need not sum to 1. They tell where the step leads: its true end is sigma + (sum w_ij) (sigma_next - sigma),
+from which the next step goes to the next node of a fixed grid. A factor s_i scales the sigma that the network is told.
+Weights and factors are learned, from iPNDM's and 1, on the squared distance to the teacher's end, one of the losses of
+the authors' published code (Westlake-AGI-Lab/DyWeight), whose further ones can be handed in.
 
 Theirs ends at sigma_min, taken for clean; here the last node is 0, and so is the last step's end, whatever its weights.
 True ends are kept descending. `Schedule.network_t` scales what the network is fed for the level that it is told, theirs
@@ -59,8 +59,8 @@ def dyweight(
 
     noise: [B, ...], B >= 2; the last quarter judges. teacher_steps, teacher_solver, grid, cond, batch_size, progress:
         as for `dp_search`; grid is the teacher's alone.
-    nodes: the student's grid, a name or flow times [steps + 1], from below t = 1, where sigma is infinite. None: theirs,
-        the steps + 1 nodes of "edm" that lead to sigma_min, the last of which becomes 0.
+    nodes: the student's grid, a name or flow times [steps + 1], from below t = 1, where sigma is infinite. None:
+        theirs, the steps + 1 nodes of "edm" that lead to sigma_min, the last of which becomes 0.
     start: "ipndm_4" or another order of it, or "euler": the weights at first.
     history: how many earlier predictions have weights; None: all.
     told: whether the levels that the network is told are learned too.
@@ -88,6 +88,7 @@ def dyweight(
     weights = start_weights(first, t)
     mask = torch.ones_like(weights).tril().triu(-most)
     factors = torch.ones(steps, dtype=torch.float64)
+    named = "custom" if isinstance(nodes, Tensor) else nodes or "edm, the last replaced"
     lowest = min(model.t_min, float(t[-2]))
 
     def numbers() -> Numbers:
@@ -115,11 +116,7 @@ def dyweight(
         method="dyweight",
         paper=PAPER,
         grid="custom" if isinstance(grid, Tensor) else grid,
-        settings={
-            "nodes": "custom" if isinstance(nodes, Tensor) else nodes or "edm to sigma_min",
-            "start": start,
-            "history": most,
-        },
+        settings={"nodes": named, "start": start, "history": most},
     )
 
 
