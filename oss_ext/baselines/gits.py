@@ -49,7 +49,7 @@ def gits(
     defaults: 61 nodes of the EDM grid, iPNDM of order 4, 256 samples.
 
     Theirs ends at sigma_min; the teacher and every schedule here end at 0, with as many evaluations. A flow
-    model begins at sigma = inf, this grid at 80, which costs a few dB against a teacher from t = 1: try a larger one,
+    model begins at sigma = inf, this grid at 80, which may be worse against a teacher from t = 1: try larger ones,
     "edm:sigma_max=400".
 
     noise, cond, batch_size, progress, teacher_steps, grid, teacher_solver: as for `dp_search`.
