@@ -171,7 +171,7 @@ def _kl_optimal(
     steps: int, known: _Range, std: float = 1.0, sigma_min: float | None = None, sigma_max: float | None = None
 ) -> Tensor:
     """arctan(sigma / std) uniform: of all schedules of Euler's method the one that is best on Gaussian data of standard
-    deviation std (Sabour et al., Align Your Steps, arXiv 2404.14507, section 3.1); with std = 1 what the web UIs call
+    deviation std (Sabour et al., Align Your Steps, arXiv 2404.14507); with std = 1 what the web UIs call
     "KL Optimal". Ends that the model leaves open are sigma = inf and 0."""
     if not 0 < std < math.inf:
         raise ValueError(f"grid: got std = {std}, wanted a positive number")

@@ -78,7 +78,7 @@ class Knobs:
             lowest = self._t_min * (1 + FLOOR * torch.arange(len(moved) - 1, -1, -1, dtype=torch.float64))
             # A time that starts below its floor by rounding stays where it is.
             t = torch.cat([torch.maximum(moved, torch.minimum(lowest, t[:-1])), t[-1:]])
-        follow = _Follow.apply(t, self._solver) - self._first_rows
+        follow = Follow.apply(t, self._solver) - self._first_rows
         added = (self._turn @ value["coefficients"][..., None]).squeeze(-1)
         known = self._start.network_t
         network_t = t[:-1] if known is None else known * (t[:-1] / self._start.t[:-1])
@@ -115,7 +115,7 @@ class _Padded:
         return solvers.padded(self._solver, self.history, t_history, t_next)
 
 
-class _Follow(torch.autograd.Function):
+class Follow(torch.autograd.Function):
     """The coefficients of a solver along t [k + 1], float64 [k, P]; their derivative by central differences.
 
     The formulae branch on missing history and infinite sigma, through which automatic differentiation gives NaN.

@@ -368,7 +368,7 @@ def test_interruption_leaves_no_debris(folder: Path, monkeypatch: pytest.MonkeyP
         assert {path.name for path in folder.iterdir()} <= {"here.py", "__pycache__"}
 
 
-def test_ctrl_c_of_a_real_run(folder: Path) -> None:
+def test_ctrl_c_of_a_real_run(folder: Path, ctrl_c: None) -> None:
     # -P keeps the current folder off the path, so that the installed package runs.
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "oss_ext", "demo"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

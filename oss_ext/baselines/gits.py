@@ -1,5 +1,5 @@
 """GITS: Geometry-Inspired Time Scheduling (Chen, Zhou, Wang, Shen, Lyu, "On the Trajectory Regularity of ODE-based
-Diffusion Sampling", arXiv 2405.11326, section 5).
+Diffusion Sampling", arXiv 2405.11326).
 
 One run of a teacher gives the cost of every jump of Euler's method between two of its nodes, from the teacher's state;
 the path of least sum is found by dynamic programming. Where the paper leaves a choice open (which distance, which end

@@ -31,7 +31,7 @@ from oss_ext.evaluate import pick_batch_size, state_dtype
 from oss_ext.models import Denoiser
 from oss_ext.progress import Counter, ProgressCallback, check_progress
 from oss_ext.refine_gradient import Problem, walk
-from oss_ext.refine_knobs import Numbers, _Follow
+from oss_ext.refine_knobs import Follow, Numbers
 from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS, check_guide
 from oss_ext.validate import check_cond, check_model, check_noise, choice, whole_number
 from oss_ext.walks import run
@@ -220,7 +220,7 @@ class _Learner:
         target = problem.target[which.to(problem.target.device)]
         cond = {key: value[which.to(value.device)] for key, value in problem.cond.items()}
         times = place(self.raw, self.moved, self._ends, self._mode, self._window)
-        numbers = Numbers(times.t, times.network_t, _Follow.apply(times.t, self._solver), times.t[0])
+        numbers = Numbers(times.t, times.network_t, Follow.apply(times.t, self._solver), times.t[0])
         end = walk(replace(problem, noise=starts, cond=cond), numbers, slice(0, len(starts))).state
         if self._loss is None:
             return (end - target).square().mean(1)

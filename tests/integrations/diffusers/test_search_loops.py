@@ -265,7 +265,7 @@ def test_the_pipe_is_left_as_it_was(error, at, samples):
 
 
 @pytest.mark.parametrize("samples", [2, 6])
-def test_a_signal_ends_it(samples):
+def test_a_signal_ends_it(samples, ctrl_c):
     """Ctrl-C reaches the thread that waits, also while another one evaluates."""
     pipe = strange()
     whole, count = pipe.network.forward, []
