@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from oss_ext import grids, solvers
+from oss_ext.fitting import gain_of
 from oss_ext.models import Denoiser
 from oss_ext.progress import ProgressCallback
 from oss_ext.schedule import Schedule
-from oss_ext.schedule_calibration import QUANTILES, Amplitudes, check_quantiles, gain_of, of_gains, quantiles_of
+from oss_ext.schedule_calibration import QUANTILES, Amplitudes, check_quantiles, of_gains, quantiles_of
 from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS, check_guide
 from oss_ext.validate import check_model
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from oss_ext import solvers
 from oss_ext.candidates import place
+from oss_ext.fitting import gain_of
 from oss_ext.plan import Plan
 from oss_ext.schedule_file import Calibration
 from oss_ext.stages import path_of, run_stages
@@ -112,7 +113,7 @@ def _scales(noise: Tensor, times: Tensor, teacher: Teacher, solver: solvers.Solv
     coefficients the multiple of the noise that is nearest to the teacher's states there."""
     if not isinstance(solver, solvers.Fitted):
         return times
-    unit = noise.flatten(1).double()
-    felt = unit if weight is None else unit * weight.double()
-    fitted = [float((felt * teacher.states[:, node]).sum() / (felt * unit).sum()) for node in range(len(times) - 1)]
+    unit = noise.flatten(1)
+    states = teacher.states
+    fitted = [float(gain_of(unit, states[:, node], joint=True, weight=weight)) for node in range(len(times) - 1)]
     return torch.tensor([*fitted, 0.0], dtype=torch.float64)

@@ -1,6 +1,7 @@
 """Least-squares step coefficients: the linear combination of a node's basis that lands nearest to the teacher.
 
-No training and no gradients: normal equations from the Gram statistics of the search's samples.
+No training and no gradients: normal equations from the Gram statistics of the search's samples. And the gain, where
+there is one vector only.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor
 
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """What `cross_validated` chooses from."""
+CHUNK = 2**24  # numbers multiplied at once
 
 
 def least_squares(gram: Tensor, moment: Tensor, prior: Tensor, *, ridge: float) -> Tensor:
@@ -80,3 +82,18 @@ def _solve(gram: Tensor, moment: Tensor, prior: Tensor, ridges: Sequence[float])
     solved = torch.einsum("ipr,nir,ijr->nijp", vectors, inverse, turned)
     fitted = prior + torch.where(present[:, None], solved / length[:, None], 0.0)
     return torch.where(usable[:, None, None], fitted, torch.nan)
+
+
+def gain_of(rows: Tensor, target: Tensor, *, joint: bool, weight: Tensor | None = None) -> Tensor:
+    """The least-squares gain <x, y> / <x, x> of rows x [n, D] for y [n, D]: float64, [] summed over the rows (joint) or
+    [n]; 1 where x is 0. weight: [D], of the products."""
+    count = max(1, CHUNK // rows.shape[1])
+    felt = None if weight is None else weight.double()
+    sums = []
+    for x, y in zip(rows.split(count), target.split(count), strict=True):
+        x, y = x.double(), y.double()
+        heavy = x if felt is None else x * felt
+        sums.append(torch.stack([(heavy * y).sum(1), (heavy * x).sum(1)]))
+    whole = torch.cat(sums, 1)
+    dot, square = whole.sum(1) if joint else whole
+    return torch.where(square > 0, dot / square, 1.0)

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from oss_ext.beta_quantile import beta_quantile
 from oss_ext.models import Denoiser
-from oss_ext.validate import whole_number
+from oss_ext.validate import choice, whole_number
 
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 """EDM's range (Karras et al., arXiv 2206.00364, Table 1): the ends of "edm" and "logsnr" where the model names none."""
 
+NODES = ("any", "integer")
 SLACK = 1e-6  # relative: what a node may pass a model's t_max or t_min by
 
 
@@ -269,6 +270,11 @@ def of_teacher(grid: str | Tensor, steps: int, model: NoiseRange) -> Tensor:
     if isinstance(grid, Tensor):
         return check(grid, t_max=model.t_max, t_min=model.t_min)
     return for_model(grid, whole_number("teacher_steps", steps, least=1), model)
+
+
+def on_nodes(t: Tensor, model: Denoiser, nodes: str) -> Tensor:
+    """The grid `t` as `dp_search` wants it: "any": as it is; "integer": `on_whole_timesteps`."""
+    return t if choice("nodes", nodes, NODES) == "any" else on_whole_timesteps(t, model)
 
 
 def on_whole_timesteps(t: Tensor, model: Denoiser) -> Tensor:

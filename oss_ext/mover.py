@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from oss_ext import solvers
+from oss_ext.fitting import gain_of
 from oss_ext.objective import level, steepness
 from oss_ext.teacher import Ask
 from oss_ext.walks import fit_step, squared_error
@@ -184,12 +185,12 @@ def scales(
 ) -> Callable[[int], float]:
     """What the noise is multiplied with on a path from a node: `scale` at the flow time `first`; elsewhere in
     proportion to the time, or with fitted coefficients what comes nearest to the teacher's states there."""
-    unit = noise.flatten(1).double()
+    unit = noise.flatten(1)
 
     def scale_at(node: int) -> float:
         here = float(t[node])
         if here == first or states is None or not isinstance(solver, solvers.Fitted):
             return scale if here == first else scale * here / first
-        return float((unit * states[:, node]).sum() / unit.square().sum())
+        return float(gain_of(unit, states[:, node], joint=True))
 
     return scale_at

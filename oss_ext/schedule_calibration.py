@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -17,7 +15,7 @@ from oss_ext.validate import choice
 
 MODES = ("scale", "affine", "gain")
 QUANTILES = (0.05, 0.95)
-CHUNK = 2**24  # numbers ranked or multiplied at once
+CHUNK = 2**24  # numbers ranked at once
 
 
 class Amplitudes(BaseModel):
@@ -119,7 +117,7 @@ def quantiles_of(rows: Tensor, shares: tuple[float, float]) -> Tensor:
     place = torch.tensor(shares, dtype=torch.float64, device=rows.device) * (rows.shape[1] - 1)
     below, above = place.floor().long(), place.ceil().long()
     parts = []
-    for (part,) in _parts(rows):
+    for part in rows.split(max(1, CHUNK // rows.shape[1])):
         ranked = part.sort(1).values
         parts.append(torch.lerp(ranked[:, below].double(), ranked[:, above].double(), place - below))
     return torch.cat(parts)
@@ -138,17 +136,6 @@ def matched(rows: Tensor, mode: str, shares: tuple[float, float], low: float, hi
     return out
 
 
-def gain_of(rows: Tensor, target: Tensor, *, joint: bool) -> Tensor:
-    """The least-squares gain <x, y> / <x, x> of rows x [n, D] for y [n, D]: float64, [] summed over the rows (joint) or
-    [n]; 1 where x is 0."""
-    sums = torch.cat(
-        [torch.stack([(x.double() * y.double()).sum(1), x.double().square().sum(1)]) for x, y in _parts(rows, target)],
-        1,
-    )
-    dot, square = sums.sum(1) if joint else sums
-    return torch.where(square > 0, dot / square, 1.0)
-
-
 def calibrate(state: Tensor, calibration: Calibration, step: int) -> Tensor:
     """The state [B, ...] that evaluation `step` gets instead of `state`; each sample on its own."""
     if calibration.gain is not None:
@@ -156,9 +143,3 @@ def calibrate(state: Tensor, calibration: Calibration, step: int) -> Tensor:
     assert calibration.quantiles is not None and calibration.low is not None and calibration.high is not None
     low, high = calibration.low[step], calibration.high[step]
     return matched(state.flatten(1), calibration.mode, calibration.quantiles, low, high).view(state.shape)
-
-
-def _parts(*several: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors [n, D], some rows at a time."""
-    count = max(1, CHUNK // math.prod(several[0].shape[1:]))
-    return zip(*(each.split(count) for each in several), strict=True)

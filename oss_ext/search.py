@@ -24,8 +24,6 @@ from oss_ext.search_core import Core, dp_core, rehearse
 from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS
 from oss_ext.validate import check_cond, check_model, check_noise, choice
 
-NODES = ("any", "integer")
-
 
 @torch.no_grad()
 def dp_search(
@@ -100,15 +98,15 @@ def dp_search(
     check_model(model)
     noise = check_noise(noise)
     given = check_cond(cond, noise)
-    t, grid_name = _grid(grid, teacher_steps, model, nodes)
+    choice("nodes", nodes, grids.NODES)
+    t = grids.on_nodes(grids.of_teacher(grid, teacher_steps, model), model, nodes)
     progress = check_progress(progress)
     rows = pick_batch_size(batch_size, noise[0].numel())
     _check_metadata(metadata)
     _check_refine(refine, noise, share, nodes, weight, calibration)
 
     def make_grid(name: str, count: int) -> Tensor:
-        stock = grids.for_model(name, count, model)
-        return stock if nodes == "any" else grids.on_whole_timesteps(stock, model)
+        return grids.on_nodes(grids.for_model(name, count, model), model, nodes)
 
     def core_on(noise: Tensor, solver: str | solvers.Solver | Auto, weight: Tensor | None = None) -> Core:
         return dp_core(
@@ -132,7 +130,7 @@ def dp_search(
     with Counter(total, progress, "search") as counter:
         found = drive(core, model, cond=given, dtype=noise.dtype, batch_size=rows, counter=counter, device=noise.device)
         counter.finish()
-    result = SearchResult.build(found, model, grid=grid_name, metadata=metadata)
+    result = SearchResult.build(found, model, grid="custom" if isinstance(grid, Tensor) else grid, metadata=metadata)
     if refine is None:
         return result
     searched = result.schedule
@@ -197,13 +195,3 @@ def _check_metadata(metadata: Any) -> None:
         Provenance(metadata=dict(metadata))
     except ValidationError as error:
         raise ValueError(f"metadata: got {dict(metadata)!r}, wanted JSON values ({error.errors()[0]['msg']})") from None
-
-
-def _grid(grid: str | Tensor, teacher_steps: int, model: Denoiser, nodes: str) -> tuple[Tensor, str]:
-    """(flow times, name for provenance)."""
-    choice("nodes", nodes, NODES)
-    t = grids.of_teacher(grid, teacher_steps, model)
-    name = "custom" if isinstance(grid, Tensor) else grid
-    if nodes == "any":
-        return t, name
-    return grids.on_whole_timesteps(t, model), name

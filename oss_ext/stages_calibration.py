@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from oss_ext.schedule_calibration import QUANTILES, gain_of, matched, of_gains, of_levels, quantiles_of
+from oss_ext.fitting import gain_of
+from oss_ext.schedule_calibration import QUANTILES, matched, of_gains, of_levels, quantiles_of
 from oss_ext.schedule_file import Calibration
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from oss_ext import grids, schedule_calibration
+from oss_ext import fitting, grids, schedule_calibration
 from oss_ext.calibration import amplitudes, amplitudes_of, fit_gains
 from oss_ext.models import FlowModel
 from oss_ext.provenance import Provenance
@@ -69,10 +69,24 @@ def test_quantiles_of_more_numbers_than_torch_takes():
 
 def test_rows_come_in_parts(monkeypatch):
     rows, target = normal(7, 5), normal(7, 5, seed=1)
-    whole = quantiles_of(rows, (0.1, 0.8)), schedule_calibration.gain_of(rows, target, joint=False)
+    whole = quantiles_of(rows, (0.1, 0.8)), fitting.gain_of(rows, target, joint=False)
     monkeypatch.setattr(schedule_calibration, "CHUNK", 11)
+    monkeypatch.setattr(fitting, "CHUNK", 11)
     assert torch.equal(quantiles_of(rows, (0.1, 0.8)), whole[0])
-    assert torch.equal(schedule_calibration.gain_of(rows, target, joint=False), whole[1])
+    assert torch.equal(fitting.gain_of(rows, target, joint=False), whole[1])
+
+
+def test_gains_are_the_weighted_least_squares():
+    rows, target, weight = normal(7, 5), normal(7, 5, seed=1), normal(5, seed=2).square()
+    root = weight.sqrt()
+    for joint in (True, False):
+        groups = [slice(0, 7)] if joint else [slice(row, row + 1) for row in range(7)]
+        oracle = [
+            torch.linalg.lstsq((rows[g] * root).reshape(-1, 1), (target[g] * root).reshape(-1, 1)).solution.item()
+            for g in groups
+        ]
+        found = fitting.gain_of(rows, target, joint=joint, weight=weight)
+        assert found.reshape(-1).tolist() == pytest.approx(oracle, rel=1e-10)
 
 
 # --- amplitudes ---
@@ -220,7 +234,7 @@ def test_states_without_a_spread_stay_as_they_are(dtype):
         torch.testing.assert_close(out[2], 2 * rows[2])
     one = calibrate(torch.ones(3, 1), Calibration(mode="scale", quantiles=(0.05, 0.95), low=(1.0,), high=(2.0,)), 0)
     assert torch.equal(one, torch.ones(3, 1))
-    assert float(schedule_calibration.gain_of(torch.zeros(2, 3), torch.ones(2, 3), joint=True)) == 1.0
+    assert float(fitting.gain_of(torch.zeros(2, 3), torch.ones(2, 3), joint=True)) == 1.0
 
 
 def test_a_teacher_that_stands_still_calibrates_nothing_away():

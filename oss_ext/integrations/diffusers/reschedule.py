@@ -37,7 +37,7 @@ def starting_at(schedule: Schedule, t: float, model: Denoiser) -> Schedule:
     moved[0], moved[-1] = t, 0.0
     moved = _above(moved, model.t_min)
     if model.flow_table is not None and bool((schedule.timesteps == schedule.timesteps.round()).all()):
-        snapped = grids.snap(moved, model.flow_table.flip(0))
+        snapped = grids.on_whole_timesteps(moved, model)
         moved = snapped if len(snapped) == len(moved) else moved  # whole timesteps, as before, while there are enough
     return _along(schedule, moved, model)
 

@@ -93,7 +93,7 @@ def search(
         samples = whole_number("samples", samples, least=1)
     if nodes is None:
         nodes = "integer" if family.whole and family.alphas_cumprod is not None else "any"
-    choice("nodes", nodes, ("any", "integer"))
+    choice("nodes", nodes, grids.NODES)
     _no_caches(pipe)
     _check_metadata(metadata)
     model = family.terms()
@@ -103,7 +103,7 @@ def search(
         return Call(given[number % len(given)], seed + number, family, whole, live, float(t[0]), number // len(given))
 
     def on_nodes(times: Tensor) -> Tensor:
-        return times if nodes == "any" else grids.on_whole_timesteps(times, model)
+        return grids.on_nodes(times, model, nodes)
 
     def core_on(noise: Tensor) -> Core:
         return dp_core(
