@@ -13,7 +13,7 @@ from oss_ext import solvers
 from oss_ext.candidates import nearest
 from oss_ext.distil import distil
 from oss_ext.mover import move, scales
-from oss_ext.objective import level
+from oss_ext.objective import JUDGES, judges, level
 from oss_ext.plan import Plan
 from oss_ext.teacher import Ask, Teacher, integrate
 from oss_ext.walks import fit_along, run, squared_error
@@ -37,7 +37,7 @@ class Auto:
     grids: tuple[str, ...] = ("flow", "edm", "logsnr", "ddim")
     stock: tuple[str | solvers.Solver, ...] = ("euler", "ab2", "dpmpp_2m", "unipc")
     budgets: tuple[int, ...] | None = None
-    validation: float = 0.25
+    validation: float = JUDGES
     moves: int = 400
     objective: str = "mse"
     name: str = field(default="auto", init=False)
@@ -98,8 +98,8 @@ def run_auto(
     tally: Callable[[str, Generator[Ask, Tensor, Any]], Generator[Ask, Tensor, Any]],
 ) -> Generator[Ask, Tensor, Judged]:
     """noise: [B, *shape], B >= 2; the last samples judge. tally: counts what a part asks for under its name."""
-    judges = min(max(1, round(config.validation * len(noise))), len(noise) - 1)
-    fit, judge = slice(0, len(noise) - judges), slice(len(noise) - judges, len(noise))
+    learners = len(noise) - judges(len(noise), config.validation)
+    fit, judge = slice(0, learners), slice(learners, len(noise))
     teacher: Teacher = yield from tally("teacher", integrate(noise[fit], t, teacher_solver, fit))
     seen: Teacher = yield from tally("teacher", integrate(noise[judge], t, teacher_solver, judge))
     target, first = seen.states[:, -1].clone(), seen.first_velocity

@@ -177,17 +177,19 @@ class _VPModel:
         return t / (1 - t)
 
     def timesteps(self, t: Tensor) -> Tensor:
-        """Raises ValueError beyond the table's ends (a CUDA t costs a synchronisation)."""
-        known = t.detach().to("cpu", torch.float64)
+        """Differentiable; at the table's own levels the slope is that on one side.
+
+        Raises ValueError beyond the table's ends (a CUDA t costs a synchronisation)."""
+        known = t.to("cpu", torch.float64)
         if bool((known < self.t_min * (1 - _SLACK)).any()) or bool((known > self.t_max * (1 + _SLACK)).any()):
             raise ValueError(
                 f"t: got {t.min():.9g}..{t.max():.9g}, wanted {self.t_min:.9g}..{self.t_max:.9g}, the table's range"
             )
         table, log_sigma = self._log_sigma, self.sigmas(known).log()
-        low = (torch.searchsorted(table, log_sigma.contiguous(), right=True) - 1).clamp(0, len(table) - 2)
+        low = (torch.searchsorted(table, log_sigma.detach().contiguous(), right=True) - 1).clamp(0, len(table) - 2)
         step = low + ((log_sigma - table[low]) / (table[low + 1] - table[low])).clamp(0, 1)
-        whole = step.round()
-        return torch.where((step - whole).abs() < 1e-9, whole, step).to(t.device)
+        off = step.detach() - step.detach().round()
+        return (step - torch.where(off.abs() < 1e-9, off, 0.0)).to(t.device)
 
     def velocity(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
         sigma = self.sigmas(t)

@@ -1,4 +1,4 @@
-"""How the errors of several samples become one number."""
+"""Which samples judge, and how the errors of several become one number."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ import torch
 from torch import Tensor
 
 OBJECTIVES = ("mse", "psnr")
+JUDGES = 0.25
+"""The share of the samples that only judges what the others led to."""
+
+
+def judges(samples: int, share: float = JUDGES) -> int:
+    """How many of the last of `samples` >= 2 only judge: about this share of them, at least one, not all."""
+    return min(max(1, round(share * samples)), samples - 1)
 
 
 def level(error: Tensor, objective: str) -> float:

@@ -14,7 +14,7 @@ from oss_ext import grids, solvers
 from oss_ext.drive import drive
 from oss_ext.evaluate import pick_batch_size, state_dtype
 from oss_ext.models import Denoiser
-from oss_ext.objective import OBJECTIVES
+from oss_ext.objective import OBJECTIVES, judges
 from oss_ext.progress import Counter, ProgressCallback, check_progress
 from oss_ext.refine_gradient import Problem, judged_at, polish
 from oss_ext.refine_knobs import Numbers
@@ -28,8 +28,6 @@ from oss_ext.walks import run, squared_error
 METHODS = ("nodes", "gradient")
 LEARNED = ("times", "coefficients", "noise_scale", "network_t")
 USUAL = frozenset(LEARNED[:3])
-JUDGES = 0.25
-"""The share of the noises that only judges what back-propagation found."""
 
 
 @dataclass(frozen=True)
@@ -183,15 +181,15 @@ def run_refinement(
     learned = _check_learn(learn, schedule, model)
     if len(noise) < 2:
         raise ValueError("noise: got 1 sample with method 'gradient', wanted at least 2: some of them only judge")
-    judges = max(1, round(JUDGES * len(noise)))
-    total = _gradient_evaluations(len(noise), judges, schedule.steps, iterations, len(t) - 1 if known is None else 0)
+    judging = judges(len(noise))
+    total = _gradient_evaluations(len(noise), judging, schedule.steps, iterations, len(t) - 1 if known is None else 0)
     with Counter(total, progress, "refining") as counter:
         if known is None:
             walk = run(states, t, solvers.along(guide, t), guide.carries, samples=everyone)
             known = drive(walk, model, cond=given, dtype=noise.dtype, batch_size=inputs, counter=counter)
         at_once = max(1, inputs // schedule.steps)  # the graph holds all steps of a sample
         problem = Problem(
-            model, states, known, given, noise.dtype, at_once, judges, schedule.carries, counter, objective
+            model, states, known, given, noise.dtype, at_once, judging, schedule.carries, counter, objective
         )
         numbers = polish(problem, schedule, learned, iterations)
         refined = schedule if numbers is None else _from_numbers(schedule, model, numbers, learned)
@@ -249,11 +247,11 @@ def _noted(
     return Refined(schedule, outcome.endpoint.reshape(shape), outcome.error, spent)
 
 
-def _gradient_evaluations(samples: int, judges: int, steps: int, iterations: int, teacher: int) -> int:
+def _gradient_evaluations(samples: int, judging: int, steps: int, iterations: int, teacher: int) -> int:
     """Of all samples: the teacher, a survey, a forward and a backward pass an iteration, the judging, a replay."""
-    learners = samples - judges
-    judging = len(judged_at(iterations)) * judges
-    return samples * teacher + steps * (learners + 3 * iterations * learners + judging + samples)
+    learners = samples - judging
+    judged = len(judged_at(iterations)) * judging
+    return samples * teacher + steps * (learners + 3 * iterations * learners + judged + samples)
 
 
 def _check_teacher(teacher: Tensor | None, noise: Tensor) -> Tensor | None:

@@ -91,9 +91,9 @@ def polish(problem: Problem, schedule: Schedule, learn: frozenset[str], iteratio
         return best
 
 
-def judged_at(iterations: int) -> list[int]:
-    """The iterates that are judged: every few, and the last."""
-    return sorted({*range(0, iterations, JUDGED_EVERY), iterations})
+def judged_at(iterations: int, every: int = JUDGED_EVERY) -> list[int]:
+    """The iterates that are judged: one in so many, and the last."""
+    return sorted({*range(0, iterations, every), iterations})
 
 
 def gradient(problem: Problem, knobs: Knobs, unit: float = 1.0) -> list[Tensor]:

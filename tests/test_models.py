@@ -58,6 +58,37 @@ def test_vp_feeds_whole_timesteps_at_the_table_and_interpolates_log_sigma_betwee
             model.timesteps(torch.tensor([beyond], dtype=torch.float64))
 
 
+def test_timesteps_can_be_differentiated():
+    """Between the table's levels by differences; at them the value stays whole, and the slope that on one side."""
+    model = EpsilonModel(lambda x, timestep: x, ddpm_table())
+    between = torch.tensor([0.02, 0.13, 0.5, 0.77, 0.98], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(model.timesteps(between).sum(), between)
+    at = between.detach()
+    differences = (model.timesteps(at + 1e-7) - model.timesteps(at - 1e-7)) / 2e-7
+    torch.testing.assert_close(slope, differences, rtol=1e-6, atol=0)
+    levels = model.flow_table[[0, 400, 999]].clone().requires_grad_(True)
+    steps = model.timesteps(levels)
+    assert steps.tolist() == [0.0, 400.0, 999.0]
+    (slope,) = torch.autograd.grad(steps.sum(), levels)
+    at, sides = levels.detach(), []
+    for way in (1e-7, -1e-7):
+        moved = (at + way).clamp(model.t_min, model.t_max)
+        sides.append((model.timesteps(moved) - model.timesteps(at)) / (moved - at).where(moved != at, 1))
+    for got, up, down in zip(slope, *sides, strict=True):
+        assert any(float(got) == pytest.approx(float(side), rel=1e-5) for side in (up, down))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_velocities_can_be_differentiated_in_time(family):
+    model, x = mixture(shape=(3,)).families()[family], normal(4, 3)
+    t = torch.tensor([0.95, 0.6, 0.3, 0.05], dtype=torch.float64, requires_grad=True)
+    weight = normal(4, 3, seed=2)
+    (slope,) = torch.autograd.grad((model.velocity(x, t) * weight).sum(), t)
+    at = t.detach()
+    high, low = ((model.velocity(x, at + way) * weight).sum(1) for way in (1e-7, -1e-7))
+    torch.testing.assert_close(slope, (high - low) / 2e-7, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_dtypes_fed_and_returned(family, dtype):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from oss_ext import grids, solvers
 from oss_ext.baselines.found import Found, deployed_with
-from oss_ext.baselines.training import Gaps, Task, learn
+from oss_ext.baselines.training import DEFAULT, Gaps, Task, Training, learn
 from oss_ext.models import Denoiser
 from oss_ext.objective import logarithms
 from oss_ext.progress import ProgressCallback
@@ -28,6 +28,7 @@ from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS
 from oss_ext.validate import check_model, whole_number
 
 PAPER = "arXiv 2403.01329"
+RATE = 1e-3
 
 
 def bns(
@@ -38,10 +39,7 @@ def bns(
     start: Schedule | None = None,
     solver: str | solvers.Solver = "euler",
     start_grid: str = "edm",
-    iterations: int = 1000,
-    rate: float = 1e-3,
-    minibatch: int = 40,
-    seed: int = 0,
+    training: Training = DEFAULT,
     teacher_steps: int = DEFAULT_STEPS,
     teacher_solver: str | solvers.Solver = DEFAULT_SOLVER,
     grid: str | Tensor = "flow",
@@ -55,7 +53,7 @@ def bns(
         as for `dp_search`; the grid is the teacher's alone.
     start: the schedule to begin with, of `steps` steps, of any solver and told no times of its own; None: that of
         `solver` along `start_grid`.
-    iterations: of Adam, each on `minibatch` noises. rate: of all parameters. seed: of the order of the noises.
+    training: its rate is 1e-3 unless said.
 
     details: "loss" and "first_loss" (on the judging noises), "iterations", "backpropagations" (samples that were
     differentiated through all steps). Raises TypeError or ValueError that names the argument, before any evaluation;
@@ -64,7 +62,7 @@ def bns(
     check_model(model)
     steps = whole_number("steps", steps, least=1)
     fine = grids.of_teacher(grid, teacher_steps, model)
-    task = Task.check(model, noise, cond, fine, teacher_solver, iterations, rate, minibatch, seed, batch_size, progress)
+    task = Task.check(model, noise, cond, fine, teacher_solver, training, RATE, batch_size, progress)
     if start is None:
         start = Schedule.from_grid(grids.for_model(start_grid, steps, model), deployed_with(solver), model)
     _check_start(start, steps, model)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from oss_ext import grids, solvers
 from oss_ext.baselines.found import Found
-from oss_ext.baselines.training import Gaps, Task, learn
+from oss_ext.baselines.training import DEFAULT, Gaps, Task, Training, learn
 from oss_ext.models import Denoiser
 from oss_ext.progress import ProgressCallback
 from oss_ext.refine_gradient import Problem, walk
@@ -28,6 +28,7 @@ from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS
 from oss_ext.validate import check_model, whole_number
 
 PAPER = "arXiv 2505.21114"
+RATE = 0.01
 HUBER, WEIGHT = 0.001, 1000.0
 FEW = 6
 
@@ -37,10 +38,7 @@ def ds_solver(
     noise: Tensor,
     steps: int = 10,
     *,
-    iterations: int = 1000,
-    rate: float = 0.01,
-    minibatch: int = 40,
-    seed: int = 0,
+    training: Training = DEFAULT,
     teacher_steps: int = DEFAULT_STEPS,
     teacher_solver: str | solvers.Solver = DEFAULT_SOLVER,
     grid: str | Tensor = "flow",
@@ -52,7 +50,7 @@ def ds_solver(
 
     noise: [B, ...], B >= 2; the last quarter judges. teacher_steps, teacher_solver, grid, cond, batch_size, progress:
         as for `dp_search`; the student starts where the teacher does.
-    iterations: of the optimiser, each on `minibatch` noises. rate: of all parameters. seed: of the order of the noises.
+    training: its rate is 0.01 unless said.
 
     details: "loss" and "first_loss" (on the judging noises), "iterations", "backpropagations" (samples that were
     differentiated through all steps). Raises TypeError or ValueError that names the argument, before any evaluation;
@@ -61,7 +59,7 @@ def ds_solver(
     check_model(model)
     steps = whole_number("steps", steps, least=1)
     fine = grids.of_teacher(grid, teacher_steps, model)
-    task = Task.check(model, noise, cond, fine, teacher_solver, iterations, rate, minibatch, seed, batch_size, progress)
+    task = Task.check(model, noise, cond, fine, teacher_solver, training, RATE, batch_size, progress)
     equal = torch.linspace(float(fine[0]), 0, steps + 1, dtype=torch.float64)
     lowest = min(model.t_min, float(fine[-2]))
     gaps = Gaps(equal if lowest == 0 else _above(equal, lowest), lowest)

@@ -22,7 +22,7 @@ from torch import Tensor
 from oss_ext import grids, solvers
 from oss_ext.baselines.found import Found
 from oss_ext.baselines.ld3 import Loss
-from oss_ext.baselines.training import Task, learn
+from oss_ext.baselines.training import DEFAULT, Task, Training, learn
 from oss_ext.models import Denoiser
 from oss_ext.progress import ProgressCallback
 from oss_ext.refine_gradient import Problem, walk
@@ -31,6 +31,7 @@ from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS
 from oss_ext.validate import check_model, whole_number
 
 PAPER = "arXiv 2603.11607"
+RATE = 0.005
 TINY = 1e-9  # what keeps true ends apart, relatively, and told levels above 0
 
 
@@ -44,10 +45,7 @@ def dyweight(
     history: int | None = None,
     told: bool = True,
     loss: Loss | None = None,
-    iterations: int = 1000,
-    rate: float = 0.005,
-    minibatch: int = 40,
-    seed: int = 0,
+    training: Training = DEFAULT,
     teacher_steps: int = DEFAULT_STEPS,
     teacher_solver: str | solvers.Solver = DEFAULT_SOLVER,
     grid: str | Tensor = "edm",
@@ -65,7 +63,7 @@ def dyweight(
     history: how many earlier predictions have weights; None: all.
     told: whether the levels that the network is told are learned too.
     loss: (ends, targets), both [b, ...], to [b], differentiable; None: the mean squared difference.
-    iterations: of the optimiser, each on `minibatch` noises. rate: of all parameters. seed: of the order of the noises.
+    training: its rate is 0.005 unless said.
 
     details: "loss" and "first_loss" (on the judging noises), "iterations", "backpropagations" (samples that were
     differentiated through all steps). Raises TypeError or ValueError that names the argument, before any evaluation;
@@ -74,7 +72,7 @@ def dyweight(
     check_model(model)
     steps = whole_number("steps", steps, least=1)
     fine = grids.of_teacher(grid, teacher_steps, model)
-    task = Task.check(model, noise, cond, fine, teacher_solver, iterations, rate, minibatch, seed, batch_size, progress)
+    task = Task.check(model, noise, cond, fine, teacher_solver, training, RATE, batch_size, progress)
     t = _nodes(nodes, steps, model)
     first = solvers.get(start) if isinstance(start, str) and start.startswith(("ipndm", "euler")) else None
     if first is None:

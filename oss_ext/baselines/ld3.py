@@ -8,9 +8,7 @@ choice open (parametrisation, optimisers, rates, rounds) it is the authors' publ
 - the second times move by at most `window` times the smallest gap between the first in the coordinate that is learned,
   as in their mode "time"; their mode "lambda" takes the gap between its raw parameters, which is 0 at first;
 - validation is on all of the validation noises from the beginning, and the learned starts change between rounds only;
-- `Schedule.network_t` scales what the network is fed for the time that it is told, theirs for the state's;
-- a VP model's discrete timestep is cut from the graph (`EpsilonModel.timesteps`): of its times' slope, the part through
-  the timestep that the network is told is missing.
+- `Schedule.network_t` scales what the network is fed for the time that it is told, theirs for the state's.
 """
 
 from __future__ import annotations

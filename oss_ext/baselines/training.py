@@ -1,8 +1,4 @@
-"""What the learned solvers share: noises and their teacher, times as free parameters, and the training loop.
-
-The optimiser is Adam with a cosine decay, for all alike and not the papers' own. The iterate that is best on noises
-that it did not learn from is kept, the first among them.
-"""
+"""What the learned solvers share: noises and their teacher, times as free parameters, and the training loop."""
 
 from __future__ import annotations
 
@@ -19,16 +15,15 @@ from oss_ext.baselines.found import Found
 from oss_ext.drive import drive
 from oss_ext.evaluate import pick_batch_size, state_dtype
 from oss_ext.models import Denoiser
+from oss_ext.objective import judges
 from oss_ext.progress import Counter, ProgressCallback, check_progress
 from oss_ext.provenance import Provenance
-from oss_ext.refine_gradient import Problem
+from oss_ext.refine_gradient import Problem, judged_at
 from oss_ext.refine_knobs import Numbers
 from oss_ext.schedule import Schedule
 from oss_ext.teacher import check_guide, integrate
 from oss_ext.validate import check_cond, check_noise, whole_number
 
-JUDGES = 0.25
-"""The share of the noises that only judges."""
 JUDGED_EVERY = 20
 ROOM = 1e-4  # the least share of the way to the cleanest time that a step has at first
 
@@ -53,6 +48,34 @@ class Gaps:
 
 
 @dataclass(frozen=True)
+class Training:
+    """How learned numbers are trained: by Adam with a cosine decay, for all alike and not the papers' own. The iterate
+    that is best on noises that it did not learn from is kept, the first among them.
+
+    iterations: each on `minibatch` noises. rate: of all parameters, at first; None: the method's own. seed: of the
+    order of the noises. Raises TypeError or ValueError that names the setting.
+    """
+
+    iterations: int = 1000
+    rate: float | None = None
+    minibatch: int = 40
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("iterations", 0), ("minibatch", 1), ("seed", 0)):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least=least))
+        if self.rate is None:
+            return
+        if isinstance(self.rate, bool) or not isinstance(self.rate, int | float):
+            raise TypeError(f"rate: got {type(self.rate).__name__}, wanted a number or None")
+        if not 0 < self.rate < math.inf:
+            raise ValueError(f"rate: got {self.rate}, wanted a positive number")
+
+
+DEFAULT = Training()
+
+
+@dataclass(frozen=True)
 class Task:
     """What a training run is of, checked. teacher: N + 1 flow times."""
 
@@ -64,6 +87,7 @@ class Task:
     iterations: int
     rate: float
     few: int
+    judges: int
     seed: int
     rows: int
     progress: bool | ProgressCallback
@@ -76,33 +100,30 @@ class Task:
         cond: Any,
         fine: Tensor,
         teacher_solver: str | solvers.Solver,
-        iterations: int,
+        training: Training,
         rate: float,
-        minibatch: int,
-        seed: int,
         batch_size: int | None,
         progress: Any,
     ) -> Task:
-        """Raises TypeError or ValueError that names the argument."""
+        """rate: the method's own. Raises TypeError or ValueError that names the argument."""
         noise = check_noise(noise)
         given = check_cond(cond, noise)
         if len(noise) < 2:
             raise ValueError("noise: got 1 sample, wanted at least 2: some of them only judge")
-        if isinstance(rate, bool) or not isinstance(rate, int | float):
-            raise TypeError(f"rate: got {type(rate).__name__}, wanted a number")
-        if not 0 < rate < math.inf:
-            raise ValueError(f"rate: got {rate}, wanted a positive number")
-        learners = len(noise) - max(1, round(JUDGES * len(noise)))
+        if not isinstance(training, Training):
+            raise TypeError(f"training: got {type(training).__name__}, wanted a baselines.Training")
+        judging = judges(len(noise))
         return cls(
             model,
             noise,
             given,
             fine,
             check_guide(teacher_solver),
-            whole_number("iterations", iterations, least=0),
-            float(rate),
-            min(whole_number("minibatch", minibatch, least=1), learners),
-            whole_number("seed", seed, least=0),
+            training.iterations,
+            rate if training.rate is None else float(training.rate),
+            min(training.minibatch, len(noise) - judging),
+            judging,
+            training.seed,
             pick_batch_size(batch_size, noise[0].numel()),
             check_progress(progress),
         )
@@ -122,10 +143,9 @@ def learn(
     settings: Mapping[str, Any],
 ) -> Found:
     """Trains `parameters`, which `numbers` turns into a schedule's; see the methods' files."""
-    judges = max(1, round(JUDGES * len(task.noise)))
-    judgements = len(_judged_at(task.iterations))
+    judgements = len(judged_at(task.iterations, JUDGED_EVERY))
     count = len(task.noise)
-    total = count * (len(task.fine) - 1) + steps * (3 * task.few * task.iterations + judges * judgements)
+    total = count * (len(task.fine) - 1) + steps * (3 * task.few * task.iterations + task.judges * judgements)
     with torch.inference_mode(False), torch.enable_grad(), Counter(total, task.progress, method) as counter:
         states = task.noise.to(state_dtype(task.noise.dtype)).clone()
         cond = {key: value.clone() for key, value in task.cond.items()}
@@ -137,9 +157,11 @@ def learn(
                 dtype=task.noise.dtype,
                 batch_size=task.rows,
                 counter=counter,
-            ).states.clone()
+            ).states
         at_once = max(1, task.rows // steps)
-        problem = Problem(task.model, states, teacher[:, -1], cond, task.noise.dtype, at_once, judges, carries, counter)
+        problem = Problem(
+            task.model, states, teacher[:, -1], cond, task.noise.dtype, at_once, task.judges, carries, counter
+        )
         best, first, least = _train(task, problem, teacher, parameters, numbers, losses)
 
     spent = counter.made / count
@@ -196,10 +218,11 @@ def _train(
 
     everyone = torch.arange(len(problem.noise))
     judging = everyone[problem.judging].split(problem.rows)
+    judged = judged_at(task.iterations, JUDGED_EVERY)
     best, least, first = None, math.inf, math.nan
     queue: list[int] = []
     for iteration in range(task.iterations + 1):
-        if iteration in _judged_at(task.iterations):
+        if iteration in judged:
             with torch.no_grad():
                 now = Numbers(*(value.detach().clone() for value in numbers()))
                 level = float(torch.cat([of(part, now) for part in judging]).double().mean())
@@ -221,7 +244,3 @@ def _train(
     if best is None:
         raise ValueError("start: got a schedule whose loss on the judging noises is not finite")
     return best, first, least
-
-
-def _judged_at(iterations: int) -> set[int]:
-    return {*range(0, iterations, JUDGED_EVERY), iterations}

@@ -8,7 +8,7 @@ from helpers.analytic import mixture, normal
 from helpers.counting import Counting
 
 from oss_ext import FlowModel, Schedule, grids
-from oss_ext.baselines import ds_solver, dyweight
+from oss_ext.baselines import Training, ds_solver, dyweight
 from oss_ext.baselines.dyweight import rows_of, true_times
 
 BOTH = [ds_solver, dyweight]
@@ -21,7 +21,7 @@ def mean_log_error(schedule, model, noise, fine):
 @pytest.mark.parametrize("steps", [1, 2, 5, 8])
 def test_ds_solver_begins_with_euler_on_equal_steps(steps):
     model, noise = mixture().flow(), normal(4, 4)
-    found = ds_solver(model, noise, steps, iterations=0)
+    found = ds_solver(model, noise, steps, training=Training(0))
     stock = Schedule.from_grid(grids.make("flow", steps), "euler", model)
     torch.testing.assert_close(found.schedule.t, stock.t, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(found.schedule.sample(model, noise), stock.sample(model, noise), rtol=1e-9, atol=1e-9)
@@ -31,7 +31,7 @@ def test_ds_solver_begins_with_euler_on_equal_steps(steps):
 @pytest.mark.parametrize("steps", [1, 2, 6])
 def test_dyweight_begins_with_ipndm(start, steps):
     model, noise = mixture().edm(), normal(4, 4)
-    found = dyweight(model, noise, steps, nodes="edm", start=start, told=False, iterations=0)
+    found = dyweight(model, noise, steps, nodes="edm", start=start, told=False, training=Training(0))
     stock = Schedule.from_grid(grids.for_model("edm", steps, model), start, model)
     assert found.schedule.network_t is None
     torch.testing.assert_close(found.schedule.sample(model, noise), stock.sample(model, noise), rtol=1e-8, atol=1e-8)
@@ -40,7 +40,7 @@ def test_dyweight_begins_with_ipndm(start, steps):
 def test_a_learned_ds_solver_sample_by_hand():
     """As the paper writes it: a mean of the velocities whose weights sum to 1."""
     model, noise = mixture().flow(), normal(12, 4)
-    schedule = ds_solver(model, noise, 8, iterations=40, minibatch=4).schedule
+    schedule = ds_solver(model, noise, 8, training=Training(40, minibatch=4)).schedule
     t, rows = schedule.t, schedule.coefficients
     x, velocities = t[0] * noise, []
     for i in range(8):
@@ -49,7 +49,7 @@ def test_a_learned_ds_solver_sample_by_hand():
         assert float(shares.sum()) == pytest.approx(1) and float(rows[i, 0]) == 1
         x = x + (t[i + 1] - t[i]) * sum(share * v for share, v in zip(shares.flip(0), velocities, strict=True))
     torch.testing.assert_close(x, schedule.sample(model, noise), rtol=1e-9, atol=1e-9)
-    few = ds_solver(model, noise, 5, iterations=40, minibatch=4).schedule.coefficients
+    few = ds_solver(model, noise, 5, training=Training(40, minibatch=4)).schedule.coefficients
     assert (few[3:, 3:] == 0).all() and (few[2, 3] != 0).all(), "at most 6 steps: one earlier velocity in the last two"
 
 
@@ -79,7 +79,7 @@ def test_a_dyweight_sample_by_hand():
 
 def test_what_dyweight_learns():
     model, noise = mixture().edm(), normal(12, 4)
-    schedule = dyweight(model, noise, 5, iterations=40, minibatch=4, history=2).schedule
+    schedule = dyweight(model, noise, 5, training=Training(40, minibatch=4), history=2).schedule
     assert schedule.network_t is not None and schedule.carries == "epsilon"
     assert (schedule.coefficients[3:, 4:] == 0).all() and (schedule.coefficients[3:, 3] != 0).all()
     stock = grids.for_model("edm", 6, model)
@@ -90,8 +90,8 @@ def test_what_dyweight_learns():
 def test_learning_improves_on_the_start_on_other_noises(method):
     model, noise, other = mixture(shape=(8,)).edm(), normal(48, 8), normal(48, 8, seed=9)
     fine = Schedule.from_grid(grids.for_model("edm", 300, model), "unipc", model).sample(model, other)
-    before = method(model, noise, 5, grid="edm", iterations=0).schedule
-    found = method(model, noise, 5, grid="edm", iterations=200)
+    before = method(model, noise, 5, grid="edm", training=Training(0)).schedule
+    found = method(model, noise, 5, grid="edm", training=Training(200))
     assert mean_log_error(found.schedule, model, other, fine) < mean_log_error(before, model, other, fine) - 0.3
     assert found.details["loss"] < found.details["first_loss"]
 
@@ -103,7 +103,12 @@ def test_what_comes_back(method, family, steps, tmp_path):
     model, noise = Counting(mixture().families()[family]), normal(6, 4)
     calls = []
     found = method(
-        model, noise, steps, iterations=5, minibatch=3, teacher_steps=10, progress=lambda *made: calls.append(made)
+        model,
+        noise,
+        steps,
+        training=Training(5, minibatch=3),
+        teacher_steps=10,
+        progress=lambda *made: calls.append(made),
     )
     assert found.details["backpropagations"] == 15
     assert model.evaluations + 2 * steps * 15 == calls[-1][0] == calls[-1][1] == round(6 * found.nfe["total"])
@@ -123,7 +128,7 @@ def test_dyweight_with_a_loss_and_nodes_of_ones_own():
         return (ends - targets).abs().flatten(1).mean(1)
 
     t = torch.tensor([0.95, 0.6, 0.3, 0.0], dtype=torch.float64)
-    found = dyweight(model, noise, 3, nodes=t, loss=loss, told=False, iterations=20)
+    found = dyweight(model, noise, 3, nodes=t, loss=loss, told=False, training=Training(20))
     assert set(shapes) == {torch.Size([2, 3])} and found.schedule.network_t is None
     assert found.schedule.t[0] == t[0] and found.schedule.steps == 3
 
@@ -134,12 +139,8 @@ def test_dyweight_with_a_loss_and_nodes_of_ones_own():
     [
         ({"noise": torch.zeros(1, 4)}, "noise"),
         ({"steps": 0}, "steps"),
-        ({"iterations": -1}, "iterations"),
-        ({"rate": 0.0}, "rate"),
-        ({"rate": "1"}, "rate"),
-        ({"minibatch": 0}, "minibatch"),
-        ({"seed": -1}, "seed"),
         ({"grid": "karras"}, "grid"),
+        ({"training": 100}, "training"),
         ({"teacher_solver": "mixed"}, "teacher_solver"),
         ({"batch_size": 0}, "batch_size"),
         ({"progress": 1}, "progress"),
@@ -151,6 +152,15 @@ def test_bad_input_is_named_before_any_evaluation(method, change, message):
     with pytest.raises((TypeError, ValueError), match=f"^{message}"):
         method(model, arguments.pop("noise"), arguments.pop("steps"), **arguments)
     assert model.evaluations == 0
+
+
+@pytest.mark.parametrize(
+    "setting, value",
+    [("iterations", -1), ("iterations", 1.5), ("rate", 0.0), ("rate", "1"), ("minibatch", 0), ("seed", -1)],
+)
+def test_bad_settings_are_named(setting, value):
+    with pytest.raises((TypeError, ValueError), match=f"^{setting}"):
+        Training(**{setting: value})
 
 
 @pytest.mark.parametrize(
@@ -181,4 +191,4 @@ def test_a_model_that_cuts_the_graph_is_named(method):
         return inner.velocity(x, t)
 
     with pytest.raises(ValueError, match="cut from the graph"):
-        method(FlowModel(cut), normal(4, 4), 3, iterations=1, teacher_steps=5)
+        method(FlowModel(cut), normal(4, 4), 3, training=Training(1), teacher_steps=5)
