@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import wraps
+from inspect import signature
+from typing import ParamSpec
 
 import torch
 from pydantic import JsonValue
@@ -41,13 +43,14 @@ class Refined:
     evaluations: float
 
 
-def refine(
+@torch.no_grad()
+def run_refinement(
     schedule: Schedule,
     model: Denoiser,
     noise: Tensor,
     *,
-    method: Literal["nodes", "gradient"] = "nodes",
-    objective: Literal["mse", "psnr"] = "mse",
+    method: str = "nodes",
+    objective: str = "mse",
     cond: Mapping[str, Tensor] | None = None,
     teacher_steps: int = DEFAULT_STEPS,
     teacher_solver: str | solvers.Solver = DEFAULT_SOLVER,
@@ -60,7 +63,7 @@ def refine(
     batch_size: int | None = None,
     store: str = "auto",
     progress: bool | ProgressCallback = False,
-) -> Schedule:
+) -> Refined:
     """A schedule of as many steps that ends nearer to the teacher.
 
     schedule: any: searched, stock, loaded, refined before.
@@ -97,50 +100,6 @@ def refine(
     Raises TypeError or ValueError that names the argument, before any evaluation; for a model that cannot be
     differentiated; and for outputs of another shape, dtype or device, or with NaN or inf.
     """
-    found = run_refinement(
-        schedule,
-        model,
-        noise,
-        method=method,
-        objective=objective,
-        cond=cond,
-        teacher_steps=teacher_steps,
-        teacher_solver=teacher_solver,
-        grid=grid,
-        teacher=teacher,
-        solver=solver,
-        evaluations=evaluations,
-        iterations=iterations,
-        learn=learn,
-        batch_size=batch_size,
-        store=store,
-        progress=progress,
-    )
-    return found.schedule
-
-
-@torch.no_grad()
-def run_refinement(
-    schedule: Schedule,
-    model: Denoiser,
-    noise: Tensor,
-    *,
-    method: str,
-    objective: str = "mse",
-    cond: Mapping[str, Tensor] | None = None,
-    teacher_steps: int = DEFAULT_STEPS,
-    teacher_solver: str | solvers.Solver = DEFAULT_SOLVER,
-    grid: str | Tensor = "flow",
-    teacher: Tensor | None = None,
-    solver: str | solvers.Solver | None = None,
-    evaluations: int = 400,
-    iterations: int = 100,
-    learn: Sequence[str] | None = None,
-    batch_size: int | None = None,
-    store: str = "auto",
-    progress: bool | ProgressCallback = False,
-) -> Refined:
-    """`refine`, and what it knows of the schedule."""
     if not isinstance(schedule, Schedule):
         raise TypeError(f"schedule: got {type(schedule).__name__}, wanted a Schedule")
     check_model(model)
@@ -202,6 +161,24 @@ def run_refinement(
         "learned": [*sorted(learned)],
     }
     return _noted(moved, schedule, "gradient", counter.made / len(noise), notes, noise.shape)
+
+
+Given = ParamSpec("Given")
+
+
+def _only_the_schedule(run: Callable[Given, Refined]) -> Callable[Given, Schedule]:
+    """`run` as `refine`, with the parameters and the docstring of `run`."""
+
+    @wraps(run)
+    def refine(*args: Given.args, **kwargs: Given.kwargs) -> Schedule:
+        return run(*args, **kwargs).schedule
+
+    refine.__name__ = refine.__qualname__ = "refine"
+    vars(refine)["__signature__"] = signature(run).replace(return_annotation="Schedule")
+    return refine
+
+
+refine = _only_the_schedule(run_refinement)
 
 
 def _from_numbers(schedule: Schedule, model: Denoiser, numbers: Numbers, learned: frozenset[str]) -> Schedule:
