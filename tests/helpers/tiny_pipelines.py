@@ -33,6 +33,14 @@ class Tiny:
         """What the pipeline draws with a generator of this seed (all of the above draw their latents first)."""
         return torch.randn(self.shape, generator=torch.Generator().manual_seed(seed), dtype=self.dtype)
 
+    def to(self, where: torch.device | torch.dtype) -> Tiny:
+        """The pipe and the floating tensors of its call; on a device or in a dtype."""
+        self.pipe.to(where)
+        for key, value in self.call.items():
+            if isinstance(value, Tensor) and (value.is_floating_point() or isinstance(where, torch.device)):
+                self.call[key] = value.to(where)
+        return self
+
     def __call__(self, seed: int = 5, **more: Any) -> Tensor:
         arguments = {**self.call, "generator": torch.Generator().manual_seed(seed), **more}
         out = self.pipe(**arguments, return_dict=False)[0]
@@ -53,7 +61,8 @@ def lively(network: torch.nn.Module, seed: int = 0) -> Any:
 
 def per(x: Tensor, given: Tensor) -> Tensor:
     """What belongs to the samples, for inputs [BATCH * n, ...] that come sample by sample."""
-    return given.repeat_interleave(len(x) // len(given), 0).to(x.dtype if given.is_floating_point() else given.dtype)
+    dtype = x.dtype if given.is_floating_point() else given.dtype
+    return given.repeat_interleave(len(x) // len(given), 0).to(x.device, dtype)
 
 
 def embeds(*shape: int, seed: int = 1) -> Tensor:
@@ -181,7 +190,7 @@ def dit(scheduler: Any = None, scale: float = 4.0) -> Tiny:
     labels = torch.tensor([3, 7])
 
     def run(x: Tensor, t: Tensor) -> Tensor:
-        both = torch.cat([per(x, labels), torch.full([len(x)], 1000)])
+        both = torch.cat([per(x, labels), torch.full([len(x)], 1000, device=x.device)])
         with_, without = network(torch.cat([x] * 2), timestep=torch.cat([t] * 2), class_labels=both).sample.chunk(2)
         return (without + scale * (with_ - without))[:, :4]
 
@@ -218,11 +227,11 @@ def flux(pipeline: Any = None, dynamic: bool = True, **more: Any) -> Tiny:
         return network(
             hidden_states=x,
             timestep=t / 1000,
-            guidance=torch.full([len(x)], 3.5),
+            guidance=torch.full([len(x)], 3.5, device=x.device),
             pooled_projections=per(x, pooled),
             encoder_hidden_states=per(x, text),
-            txt_ids=torch.zeros(3, 3).to(x.dtype),
-            img_ids=ids.to(x.dtype),
+            txt_ids=torch.zeros(3, 3).to(x),
+            img_ids=ids.to(x),
             return_dict=False,
         )[0]
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from oss_ext import solvers
 from oss_ext.integrations.diffusers.family import Family
-from oss_ext.integrations.diffusers.interface import PipelineScheduler, StepOutput, as_told, unchanged, wide
+from oss_ext.integrations.diffusers.interface import PipelineScheduler, StepOutput, as_told, wide
 from oss_ext.integrations.diffusers.mismatch import check_shift
 from oss_ext.integrations.diffusers.reschedule import starting_at, tail
+from oss_ext.integrations.diffusers.watch import Handed
 from oss_ext.schedule import Schedule
 from oss_ext.schedule_calibration import calibrate
 
@@ -40,6 +41,7 @@ class AppliedScheduler(PipelineScheduler):
         self._before = 0  # steps that the pipeline skipped
         self._walk: solvers.Walk | None = None
         self._scaled: Tensor | None = None
+        self._handed: Handed | None = None
         self._lay_out()
 
     @property
@@ -140,7 +142,7 @@ class AppliedScheduler(PipelineScheduler):
         if n >= self.steps:
             raise RuntimeError(f"step: got one more after the schedule's {self.steps}; call set_timesteps first")
         t = float(self.running.t[n])
-        if n > 0 and not unchanged(self._latents(n, sample.dtype), sample):
+        if n > 0 and not self._comes_back(sample):
             self._walk.state = wide(sample) / self._scale(n)
         of_state, of_output = self.family.velocity_weights(float(self.running.told[n]))
         velocity = output.to(self._walk.state.dtype) * of_output
@@ -153,6 +155,7 @@ class AppliedScheduler(PipelineScheduler):
         if calibration is not None and n + 1 < self.steps:
             self._walk.state = calibrate(self._walk.state, calibration, n + 1)
         latents = self._latents(n + 1, sample.dtype)
+        self._handed = Handed.of(latents)
         if n + 1 == self.steps:  # what follows is of the next call
             self.noised = self.scale_reads = 0
             self.prepared = False
@@ -161,7 +164,7 @@ class AppliedScheduler(PipelineScheduler):
     # Inside.
 
     def _rewind(self) -> None:
-        self._index = self._begin = self._walk = self._scaled = None
+        self._index = self._begin = self._walk = self._scaled = self._handed = None
         self._before = 0
 
     def __deepcopy__(self, memo: Any) -> AppliedScheduler:
@@ -207,6 +210,12 @@ class AppliedScheduler(PipelineScheduler):
                 + " and ".join(wants),
                 stacklevel=2,
             )
+
+    def _comes_back(self, sample: Tensor) -> bool:
+        """Whether the loop's latents are those that the step before returned, rounded to another dtype or not."""
+        handed = self._handed
+        assert handed is not None
+        return handed.same(sample) or handed.rounding(sample) is not None
 
     def _scale(self, node: int) -> float:
         """Latents in the loop / state: what the network is fed at the time that it is told; 1 at the end."""

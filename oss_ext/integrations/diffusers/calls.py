@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor
 
 from oss_ext.integrations.diffusers.family import Family
-from oss_ext.integrations.diffusers.interface import unchanged, wide
+from oss_ext.integrations.diffusers.interface import wide
+from oss_ext.integrations.diffusers.watch import Handed, Watch, is_element
 
 LIVE_LENGTH = 1000
 """Steps that a live loop is promised; a longer search begins the call again."""
@@ -50,6 +50,7 @@ class Call:
     whole: bool
     live: bool
     first_t: float
+    watch: Watch
     round: int = 0  # how often its arguments were used before, with other seeds
     noise: Tensor | None = None  # [b, ...] in the loop's dtype
     doubled: bool = False  # the loop holds every sample twice (guidance in DiT)
@@ -58,9 +59,8 @@ class Call:
     position: int = -1
     timesteps: Tensor = field(default_factory=lambda: torch.zeros(0))
     sigmas: Tensor = field(default_factory=lambda: torch.zeros(1))
-    handed: Tensor | None = None
-    since: float = 0.0
-    seconds: float = 0.0  # that the last evaluation took, all of the pipeline's step included
+    handed: Handed | None = None
+    way: torch.dtype | None = None  # what the loop rounds its latents to
 
     @property
     def samples(self) -> int:
@@ -87,9 +87,9 @@ class Call:
         if self.position == 0:
             return self._noise(output, sample)
         assert self.handed is not None and self.waiting is not None and self.waiting.states is not None
-        self.seconds = time.perf_counter() - self.since
         t = self.waiting.t
-        if float(timestep) != float(self._told(t)):
+        known = is_element(timestep, self.timesteps, None if self.live else self.position)
+        if not known and float(timestep) != float(self._told(t)):
             if not self.live:
                 raise RuntimeError(
                     f"the pipeline handed its scheduler the timestep {float(timestep)}, wanted {float(self._told(t))}"
@@ -97,11 +97,7 @@ class Call:
             self.live = False  # it walks along a copy of the timesteps
             self.plan = [t, *self.waiting.coming]
             raise Again
-        if not unchanged(self.handed, sample):
-            raise RuntimeError(
-                "the pipeline changes its latents between steps (inpainting, a callback), where a search must know "
-                "them; search with the pipeline's plain form, and apply the schedule to this one"
-            )
+        self._check_unchanged(self.handed, sample)
         if self.doubled:
             output = output[: self.samples]
         of_state, of_output = self.family.velocity_weights(t)
@@ -123,9 +119,16 @@ class Call:
             raise Again
         self.position = at
         latents = (request.states * self.family.input_scale(request.t)).to(self.noise.dtype)
-        self.handed = torch.cat([latents, latents]) if self.doubled else latents
-        self.since = time.perf_counter()
-        return self.handed
+        self.handed = Handed.of(torch.cat([latents, latents]) if self.doubled else latents)
+        return self.handed.latents
+
+    def _check_unchanged(self, handed: Handed, sample: Tensor) -> None:
+        if handed.same(sample):
+            return
+        if self.way is None:
+            self.way = handed.rounding(sample)
+        holds = torch.tensor(False) if self.way is None else handed.unchanged(sample, self.way)
+        self.watch.expect(holds, _changes)
 
     def _told(self, t: float) -> Tensor:
         told = self.family.told(torch.tensor(t, dtype=torch.float64))
@@ -146,6 +149,13 @@ class Call:
         elif self.noise.shape != noise.shape or not torch.equal(self.noise, noise):
             raise RuntimeError("the pipeline draws other noise at its second call, although its generators were reset")
         return self.noise
+
+
+def _changes() -> RuntimeError:
+    return RuntimeError(
+        "the pipeline changes its latents between steps (inpainting, a callback), where a search must know them; "
+        "search with the pipeline's plain form, and apply the schedule to this one"
+    )
 
 
 def _halves_equal(x: Tensor) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from oss_ext.integrations.diffusers.calls import Call, Request
 from oss_ext.integrations.diffusers.interface import wide
+from oss_ext.integrations.diffusers.watch import Watch
 from oss_ext.progress import Counter
 from oss_ext.search_core import Core, Found, rehearse
 from oss_ext.teacher import Ask
@@ -36,8 +39,11 @@ def try_out(call: Call, times: list[float]) -> Generator[Request, Tensor, Trial]
     noise = wide((yield Request(call, None, times[0], asked)))
     velocities, seconds = [], []
     for n, t in enumerate(asked):
-        velocities.append((yield Request(call, noise * t, t, asked[n + 1 :])))
-        seconds.append(call.seconds)
+        since = time.perf_counter()
+        velocity = yield Request(call, noise * t, t, asked[n + 1 :])
+        float(velocity.flatten()[0])  # waits for the device
+        seconds.append(time.perf_counter() - since)
+        velocities.append(velocity)
     return Trial(noise, times, velocities[:-1], min(seconds[1:]))
 
 
@@ -47,6 +53,7 @@ def conduct(
     grid: list[float],
     trial: Trial,
     check: bool,
+    watch: Watch,
     counter: Counter,
 ) -> Conductor:
     """Runs the core that `make_core` makes of all calls' noise, one call after the other beside every node asked for.
@@ -68,7 +75,7 @@ def conduct(
     try:
         ask = next(core)
         while True:
-            ask = core.send((yield from _answer(ask, calls, noise, batch, grid, counter)))
+            ask = core.send((yield from _answer(ask, calls, noise, batch, grid, watch, counter)))
     except StopIteration as done:
         found: Found = done.value
         return found
@@ -89,7 +96,13 @@ def _check_live(calls: Sequence[Call], trial: Trial) -> Generator[Request, Tenso
 
 
 def _answer(
-    ask: Ask, calls: Sequence[Call], noise: Tensor, batch: int, grid: list[float], counter: Counter
+    ask: Ask,
+    calls: Sequence[Call],
+    noise: Tensor,
+    batch: int,
+    grid: list[float],
+    watch: Watch,
+    counter: Counter,
 ) -> Generator[Request, Tensor, Tensor]:
     """Velocities of the ask's shape. A call evaluates all its samples, asked for or not."""
     velocities = torch.empty(ask.states.shape, dtype=ask.states.dtype, device=ask.states.device)
@@ -111,12 +124,18 @@ def _answer(
             if not coming and len(times) == 1 and ask.nodes is not None:
                 coming = grid[int(ask.nodes) + 1 :]
             velocity = (yield Request(call, states, t, coming))[inside]
-            if not bool(torch.isfinite(velocity).all()):
-                where = "" if ask.nodes is None else f" at node {int(ask.nodes[n])}"
-                raise ValueError(f"pipe: its network returned NaN or inf{where}, flow time {t:.9g}, in call {number}")
+            node = None if ask.nodes is None else int(ask.nodes[n])
+            watch.expect(torch.isfinite(velocity).all(), partial(_not_finite, node, t, number))
             velocities[asked, n] = velocity
             counter.add(1)
+    if ask.nodes is None or len(times) > 1 or int(ask.nodes) == len(grid) - 1:  # a teacher's next step may be queued
+        watch.settle()
     return velocities
+
+
+def _not_finite(node: int | None, t: float, number: int) -> ValueError:
+    where = "" if node is None else f" at node {node}"
+    return ValueError(f"pipe: its network returned NaN or inf{where}, flow time {t:.9g}, in call {number}")
 
 
 def count(core: Core, batch: int) -> int:

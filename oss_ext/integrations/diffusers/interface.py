@@ -104,14 +104,6 @@ def without_variance(output: Tensor, sample: Tensor) -> Tensor:
     return output
 
 
-def unchanged(handed: Tensor, sample: Tensor) -> bool:
-    """Whether a loop comes back with the latents that it was handed, rounded to another dtype on the way or not."""
-    if handed.shape != sample.shape:
-        return False
-    ways = (handed.dtype, torch.bfloat16, torch.float16)
-    return any(torch.equal(handed.to(way).to(sample.dtype), sample) for way in ways)
-
-
 def wide(x: Tensor) -> Tensor:
     """In the dtype that states are kept in."""
     return x.to(state_dtype(x.dtype))

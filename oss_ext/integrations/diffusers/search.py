@@ -21,6 +21,7 @@ from oss_ext.integrations.diffusers.calls import Call
 from oss_ext.integrations.diffusers.conduct import Trial, conduct, count, try_out
 from oss_ext.integrations.diffusers.family import Family, family_of
 from oss_ext.integrations.diffusers.loops import SearchScheduler, free, run_one, run_several
+from oss_ext.integrations.diffusers.watch import Watch
 from oss_ext.progress import Counter, ProgressCallback, check_progress
 from oss_ext.provenance import Provenance
 from oss_ext.result import SearchResult
@@ -98,9 +99,11 @@ def search(
     _check_metadata(metadata)
     model = family.terms()
     whole = nodes == "integer" and family.alphas_cumprod is not None
+    watch = Watch()
 
     def call(number: int, live: bool) -> Call:
-        return Call(given[number % len(given)], seed + number, family, whole, live, float(t[0]), number // len(given))
+        round_, which = divmod(number, len(given))
+        return Call(given[which], seed + number, family, whole, live, float(t[0]), watch, round_)
 
     def on_nodes(times: Tensor) -> Tensor:
         return grids.on_nodes(times, model, nodes)
@@ -138,7 +141,7 @@ def search(
         total = count(core_on(torch.ones(number * batch, 1)), batch)
         _announce(total, trial, number, progress)
         with Counter(total, progress, "search") as counter:
-            conductor = conduct(all_calls, core_on, t[:-1].tolist(), trial, loop == "auto", counter)
+            conductor = conduct(all_calls, core_on, t[:-1].tolist(), trial, loop == "auto", watch, counter)
             if number == 1:
                 found = run_one(pipe, scheduler, conductor)
             else:
