@@ -1,9 +1,9 @@
-"""The network of the bundled model: a small class-conditional transformer over the patches of a 32x32 image.
+"""The network of the bundled models: a small class-conditional transformer over the patches of a 32x32 image.
 
-It predicts the velocity ``v = eps - x0`` of the straight path ``x_t = (1 - t) x0 + t eps`` (DESIGN 1). Blocks follow
-DiT (Peebles and Xie, arXiv 2212.09748): adaptive layer norm with zero-initialised gates. As in PixArt-alpha
-(arXiv 2310.00426, section 2.3) one modulation layer serves every block, and a block adds only a learned offset to it;
-this saves a third of the weights.
+What it predicts is the trainer's choice: for ``photo32`` the velocity ``v = eps - x0`` of the straight path
+``x_t = (1 - t) x0 + t eps``, for ``photo32_vp`` the noise (``vp.py``). Blocks follow DiT (Peebles and Xie, arXiv
+2212.09748): adaptive layer norm with zero-initialised gates. As in PixArt-alpha (arXiv 2310.00426, section 2.3) one
+modulation layer serves every block, and a block adds only a learned offset to it; this saves a third of the weights.
 
 This file imports torch and nothing else, so that training needs neither the compiled module nor the rest of the
 package.
@@ -64,13 +64,13 @@ class NetworkConfig:
 
 
 def time_embedding(t: Tensor, features: int) -> Tensor:
-    """Sin/cos features of flow time.
+    """Sin/cos features of time.
 
-    The frequencies run from 1/4 to 32 periods over [0, 1]. A shortest period of 1/32 keeps the velocity smooth in t, on
-    the scale of the steps that samplers take; the thousand-step embedding of discrete models would not.
+    The frequencies run from 1/4 to 32 periods over [0, 1]. A shortest period of 1/32 keeps the prediction smooth in t,
+    on the scale of the steps that samplers take; the thousand-step embedding of discrete models would not.
 
     Args:
-        t: [batch] flow times in [0, 1].
+        t: [batch] times in [0, 1].
         features: number of features, even.
 
     Returns:
@@ -116,8 +116,8 @@ class Block(nn.Module):
         return torch.addcmul(x, self.down(F.gelu(self.up(h), approximate="tanh")), gate_m)
 
 
-class VelocityNetwork(nn.Module):
-    """Velocity of a noisy image given its flow time and class.
+class PatchTransformer(nn.Module):
+    """Prediction for a noisy image given its time and class, zero before training.
 
     Args:
         config: the architecture.
@@ -161,11 +161,11 @@ class VelocityNetwork(nn.Module):
         return self.config.classes
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        """Velocity ``eps - x0`` at ``x``.
+        """The prediction at ``x``.
 
         Args:
             x: [batch, channels, image_size, image_size] noisy images, of the weights' dtype (any under autocast).
-            t: [batch] flow times in [0, 1]; 1 is pure noise.
+            t: [batch] times in [0, 1]; 1 is the noisiest.
             label: [batch] int64 classes; ``null_label`` for none.
 
         Returns:
@@ -185,15 +185,15 @@ class VelocityNetwork(nn.Module):
         return h.view(-1, side, side, c.channels, p, p).permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
 
 
-def guided_velocity(network: VelocityNetwork, x: Tensor, t: Tensor, label: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance (Ho and Salimans, arXiv 2207.12598): ``v_null + scale (v_label - v_null)``.
+def guided(network: PatchTransformer, x: Tensor, t: Tensor, label: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance (Ho and Salimans, arXiv 2207.12598): ``f_null + scale (f_label - f_null)``.
 
-    ``scale`` 1 is the plain conditional velocity and costs one evaluation; any other value evaluates both branches in
+    ``scale`` 1 is the plain conditional prediction and costs one evaluation; any other value evaluates both branches in
     one batch of twice the size.
 
     Args:
         network: the network.
-        x, t, label: as in :meth:`VelocityNetwork.forward`.
+        x, t, label: as in :meth:`PatchTransformer.forward`.
         scale: guidance scale.
 
     Returns:

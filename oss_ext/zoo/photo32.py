@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from oss_ext.models import FlowModel
-from oss_ext.zoo.network import NetworkConfig, VelocityNetwork, guided_velocity
+from oss_ext.zoo.network import NetworkConfig, PatchTransformer, guided
 from oss_ext.zoo.photos import to_uint8
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -45,7 +45,7 @@ class ZooModel(FlowModel):
         dtype, device: of the weights, and so of the images that the model takes.
     """
 
-    def __init__(self, name: str, network: VelocityNetwork, card: dict[str, Any], guidance_scale: float = 1.0) -> None:
+    def __init__(self, name: str, network: PatchTransformer, card: dict[str, Any], guidance_scale: float = 1.0) -> None:
         super().__init__(self._evaluate)
         config = network.config
         self.name = name
@@ -67,7 +67,7 @@ class ZooModel(FlowModel):
             raise ValueError(f"cond: got no label, wanted {{'label': int64 [{x.shape[0]}]}}")
         if label.dtype != torch.int64 or label.shape != x.shape[:1]:
             raise ValueError(f"label: got {label.dtype} {list(label.shape)}, wanted torch.int64 [{x.shape[0]}]")
-        return guided_velocity(self.network, x, t, label, self.guidance_scale)
+        return guided(self.network, x, t, label, self.guidance_scale)
 
     def describe(self) -> dict[str, Any]:
         """What a schedule's provenance records of the model."""
@@ -156,13 +156,13 @@ def load(
     resource = resources.files("oss_ext.zoo") / f"{name}.safetensors"
     if not resource.is_file():
         raise FileNotFoundError(
-            f"{name}: no weights at {resource}; python tools/train_{name}.py in the repository trains them, "
-            "copy the file it writes there"
+            f"{name}: no weights at {resource}; python tools/train_zoo.py --model {name} in the repository trains "
+            "them, copy the file it writes there"
         )
     with resources.as_file(resource) as path, safe_open(path, framework="pt") as file:
         card = json.loads(file.metadata()["card"])
         weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-    network = VelocityNetwork(NetworkConfig(**card["architecture"]))
+    network = PatchTransformer(NetworkConfig(**card["architecture"]))
     network.load_state_dict(weights)
     network.to(device=device, dtype=dtype).requires_grad_(False).eval()
     return ZooModel(name, network, card, float(guidance_scale))

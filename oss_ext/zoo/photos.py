@@ -169,6 +169,13 @@ class Crops:
         image = torch.where(boxes.flip_y[:, None, None, None], image.flip(1), image)
         return image.permute(0, 3, 1, 2).float().contiguous()
 
+    def cells(self, boxes: Boxes, side: int) -> Tensor:
+        """int64 [batch]: which of ``side * side`` equally likely places, row by row, each box was taken from."""
+        height, width = self._height[boxes.label], self._width[boxes.label]
+        row = (boxes.top / (height - boxes.side) * side).long().clamp(0, side - 1)
+        column = (boxes.left / (width - boxes.side) * side).long().clamp(0, side - 1)
+        return row * side + column
+
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """``count`` random crops: images [count, 3, 32, 32] float32 in [-1, 1] and labels [count] int64."""
         boxes = self.draw_boxes(count, generator)
