@@ -22,7 +22,7 @@ from oss_ext.plot import plot_comparison, plot_schedules
 from oss_ext.schedule import Schedule
 from oss_ext.search import dp_search
 from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS
-from oss_ext.zoo.photo32 import ZooModel
+from oss_ext.zoo import ZooModel
 
 Column = dict[int, float | None]
 SHOWN = 9  # samples in the picture: one a class

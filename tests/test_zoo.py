@@ -17,8 +17,8 @@ from oss_ext import zoo
 from oss_ext.models import Denoiser
 from oss_ext.zoo import photos
 from oss_ext.zoo.classifier import Classifier, ClassifierConfig
+from oss_ext.zoo.model import NOISE_SEEDS
 from oss_ext.zoo.network import NetworkConfig, PatchTransformer
-from oss_ext.zoo.photo32 import NOISE_SEEDS
 
 SCRIPT = Path(__file__).resolve().parents[1] / "tools" / "train_zoo.py"
 LIMIT = 8_000_000
@@ -267,6 +267,15 @@ def test_boxes_lie_inside_their_photograph(crops: photos.Crops) -> None:
     assert (boxes.top + boxes.side <= size[:, 0]).all() and (boxes.left + boxes.side <= size[:, 1]).all()
     assert (boxes.side >= 64 - 1e-9).all() and (boxes.side <= short / 2 + 1e-9).all()
     assert set(boxes.label[boxes.flip_y].tolist()) == {k for k, p in enumerate(photos.PHOTOS) if not p.upright}
+
+
+def test_places_are_equally_likely_and_where_the_box_is(crops: photos.Crops) -> None:
+    corners = [crops.cells(box(7, top, left, 100), 4) for top in (0, 327) for left in (0, 540)]
+    assert torch.cat(corners).tolist() == [0, 3, 12, 15]  # china is 427 x 640
+    assert crops.cells(box(7, 327 * 0.6, 540 * 0.3, 100), 4).tolist() == [2 * 4 + 1]
+    boxes = crops.draw_boxes(16_000, torch.Generator().manual_seed(0))
+    share = torch.bincount(crops.cells(boxes, 4), minlength=16) / 16_000
+    torch.testing.assert_close(share, torch.full((16,), 1 / 16), atol=6 * (1 / 16 / 16_000) ** 0.5, rtol=0)
 
 
 # The network and its training

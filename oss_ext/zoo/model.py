@@ -1,21 +1,17 @@
-"""Loads the bundled model from the weights inside the package."""
+"""A bundled diffusion model: a trained network, its noises and its classes."""
 
 from __future__ import annotations
 
-import json
-import math
-from importlib import resources
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from oss_ext.models import FlowModel
-from oss_ext.zoo.network import NetworkConfig, PatchTransformer, guided
+from oss_ext.models import EpsilonModel, FlowModel
+from oss_ext.zoo.network import PatchTransformer, guided
 from oss_ext.zoo.photos import to_uint8
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+from oss_ext.zoo.vp import Betas, Levels
 
 NOISE_SEEDS = {"search": 1_000_000_000, "heldout": 2_000_000_000}
 """First seed of each split. Noise k comes from a CPU generator of its own, seeded with the first seed plus k: it
@@ -24,19 +20,22 @@ depends neither on the count nor on the device, and no noise belongs to both spl
 _SPLIT_SIZE = 1_000_000_000
 
 
-class ZooModel(FlowModel):
-    """A bundled class-conditional flow model. Its condition is ``{"label": int64 [batch]}``, 0 to 8, or 9 for no class.
+class ZooModel:
+    """A bundled class-conditional model. Its condition is ``{"label": int64 [batch]}``, 0 to 8, or 9 for no class.
 
-    Gradients with respect to the images are available; the weights take none.
+    It is a Denoiser whatever its network predicts. Gradients with respect to the images are available; the weights take
+    none.
 
     Args:
-        name: as in :func:`names`.
+        name: as in :func:`oss_ext.zoo.names`.
         network: the network, in evaluation mode.
-        card: the record of the training.
+        card: the record of the training; with "betas" in it, the network is one of ``vp.py``.
         guidance_scale: scale of classifier-free guidance; other than 1, an evaluation runs a batch of twice the size.
 
     Attributes:
-        name: as in :func:`names`.
+        name: as in :func:`oss_ext.zoo.names`.
+        denoiser: the :class:`FlowModel` or :class:`EpsilonModel` behind it; its ``fn`` is the network itself, guided.
+        t_max, t_min, flow_table, parameterization: the denoiser's.
         shape: of one image, ``(3, 32, 32)``.
         classes: class names, in the order of their labels.
         card: the record of the training: data, steps, batch, seed, losses, commit, ...
@@ -46,7 +45,6 @@ class ZooModel(FlowModel):
     """
 
     def __init__(self, name: str, network: PatchTransformer, card: dict[str, Any], guidance_scale: float = 1.0) -> None:
-        super().__init__(self._evaluate)
         config = network.config
         self.name = name
         self.network = network
@@ -57,8 +55,18 @@ class ZooModel(FlowModel):
         self.parameter_count = sum(p.numel() for p in network.parameters())
         self.dtype = network.position.dtype
         self.device = network.position.device
+        self.denoiser: FlowModel | EpsilonModel
+        if "betas" in card:
+            betas = Betas(**card["betas"])
+            self._levels = Levels(betas, self.device)
+            self.denoiser = EpsilonModel(self._epsilon, betas.alphas_cumprod())
+        else:
+            self.denoiser = FlowModel(self._guided)
+        self.parameterization = self.denoiser.parameterization
+        self.t_max, self.t_min = self.denoiser.t_max, self.denoiser.t_min
+        self.flow_table: Tensor | None = self.denoiser.flow_table
 
-    def _evaluate(self, x: Tensor, t: Tensor, *, label: Tensor | None = None) -> Tensor:
+    def _guided(self, x: Tensor, time: Tensor, *, label: Tensor | None = None) -> Tensor:
         if x.dtype != self.dtype:
             raise TypeError(f"x: got {x.dtype}, wanted {self.dtype}, that of the weights; load(..., dtype=) sets it")
         if x.ndim != 4 or tuple(x.shape[1:]) != self.shape:
@@ -67,12 +75,39 @@ class ZooModel(FlowModel):
             raise ValueError(f"cond: got no label, wanted {{'label': int64 [{x.shape[0]}]}}")
         if label.dtype != torch.int64 or label.shape != x.shape[:1]:
             raise ValueError(f"label: got {label.dtype} {list(label.shape)}, wanted torch.int64 [{x.shape[0]}]")
-        return guided(self.network, x, t, label, self.guidance_scale)
+        return guided(self.network, x, time, label, self.guidance_scale)
+
+    def _epsilon(self, x: Tensor, timestep: Tensor, *, label: Tensor | None = None) -> Tensor:
+        # Guided noise is the noise of the guided output, since s x is the same in both branches.
+        raw = self._guided(x, self._levels.time(timestep), label=label)
+        return self._levels.epsilon(raw, x, timestep)
+
+    def velocity(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The flow velocity ``eps - x0`` at ``x = (1 - t) x0 + t eps``.
+
+        Args:
+            x: [batch, 3, 32, 32] of the model's dtype.
+            t: float64 [batch] in (0, 1], between ``t_min`` and ``t_max``.
+            cond: ``{"label": int64 [batch]}``.
+
+        Raises:
+            ValueError: another shape, no label, a time that the model does not know.
+            TypeError: another dtype.
+        """
+        return self.denoiser.velocity(x, t, cond)
+
+    def sigmas(self, t: Tensor) -> Tensor:
+        """float64: the family's noise level at flow time t: t itself, or s / a."""
+        return self.denoiser.sigmas(t)
+
+    def timesteps(self, t: Tensor) -> Tensor:
+        """float64: what the network is fed at flow time t: t itself, or the timestep, 0 to 999."""
+        return self.denoiser.timesteps(t)
 
     def describe(self) -> dict[str, Any]:
         """What a schedule's provenance records of the model."""
         return {
-            **super().describe(),
+            **self.denoiser.describe(),
             "name": self.name,
             "guidance_scale": self.guidance_scale,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -120,49 +155,3 @@ def to_image(x: Tensor) -> Tensor:
     if x.ndim < 3 or x.shape[-3] != 3:
         raise ValueError(f"x: got shape {list(x.shape)}, wanted [..., 3, H, W]")
     return to_uint8(x)
-
-
-def names() -> list[str]:
-    """The names that :func:`load` takes."""
-    return ["photo32"]
-
-
-def load(
-    name: str = "photo32",
-    *,
-    guidance_scale: float = 1.0,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> ZooModel:
-    """A bundled model.
-
-    Args:
-        name: as in :func:`names`. "photo32": 32x32 colour crops of nine photographs, one class each.
-        guidance_scale: scale of classifier-free guidance (arXiv 2207.12598): 1 is the plain conditional model, and
-            ``v = v_null + guidance_scale (v_label - v_null)`` otherwise.
-        device: where the weights go.
-        dtype: of the weights and of the images; float32, bfloat16, float16 or float64. The file holds float16.
-
-    Raises:
-        ValueError: unknown name, a guidance scale that is not finite, another dtype.
-        FileNotFoundError: the package was built without the weights.
-    """
-    if name not in names():
-        raise ValueError(f"name: got {name!r}, wanted one of {names()}")
-    if not math.isfinite(guidance_scale):
-        raise ValueError(f"guidance_scale: got {guidance_scale}, wanted a finite number")
-    if dtype not in _DTYPES:
-        raise ValueError(f"dtype: got {dtype}, wanted one of {', '.join(map(str, _DTYPES))}")
-    resource = resources.files("oss_ext.zoo") / f"{name}.safetensors"
-    if not resource.is_file():
-        raise FileNotFoundError(
-            f"{name}: no weights at {resource}; python tools/train_zoo.py --model {name} in the repository trains "
-            "them, copy the file it writes there"
-        )
-    with resources.as_file(resource) as path, safe_open(path, framework="pt") as file:
-        card = json.loads(file.metadata()["card"])
-        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-    network = PatchTransformer(NetworkConfig(**card["architecture"]))
-    network.load_state_dict(weights)
-    network.to(device=device, dtype=dtype).requires_grad_(False).eval()
-    return ZooModel(name, network, card, float(guidance_scale))
