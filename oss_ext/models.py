@@ -168,7 +168,8 @@ class _VPModel:
                 "signal-to-noise ratio hand in alphas_cumprod[:-1]"
             )
         sigma = ((1 - table) / table).sqrt()
-        self._log_sigma = sigma.log()
+        with torch.inference_mode(False):  # so that a backward pass may keep it
+            self._log_sigma = {torch.device("cpu"): sigma.log()}
         self.flow_table = sigma / (1 + sigma)
         self.t_min, self.t_max = float(self.flow_table[0]), float(self.flow_table[-1])
 
@@ -179,17 +180,27 @@ class _VPModel:
     def timesteps(self, t: Tensor) -> Tensor:
         """Differentiable; at the table's own levels the slope is that on one side.
 
-        Raises ValueError beyond the table's ends (a CUDA t costs a synchronisation)."""
-        known = t.to("cpu", torch.float64)
-        if bool((known < self.t_min * (1 - _SLACK)).any()) or bool((known > self.t_max * (1 + _SLACK)).any()):
-            raise ValueError(
-                f"t: got {t.min():.9g}..{t.max():.9g}, wanted {self.t_min:.9g}..{self.t_max:.9g}, the table's range"
-            )
-        table, log_sigma = self._log_sigma, self.sigmas(known).log()
+        Raises ValueError beyond the table's ends (a CUDA t costs a synchronisation), unless a graph is being captured.
+        """
+        known = t.double()
+        if not (known.is_cuda and torch.cuda.is_current_stream_capturing()):
+            low_end, high_end = self.t_min * (1 - _SLACK), self.t_max * (1 + _SLACK)
+            if bool(((known < low_end) | (known > high_end)).any()):
+                raise ValueError(
+                    f"t: got {t.min():.9g}..{t.max():.9g}, wanted {self.t_min:.9g}..{self.t_max:.9g}, the table's range"
+                )
+        table, log_sigma = self._table_on(known.device), self.sigmas(known).log()
         low = (torch.searchsorted(table, log_sigma.detach().contiguous(), right=True) - 1).clamp(0, len(table) - 2)
         step = low + ((log_sigma - table[low]) / (table[low + 1] - table[low])).clamp(0, 1)
         off = step.detach() - step.detach().round()
-        return (step - torch.where(off.abs() < 1e-9, off, 0.0)).to(t.device)
+        return step - torch.where(off.abs() < 1e-9, off, 0.0)
+
+    def _table_on(self, device: torch.device) -> Tensor:
+        """float64 [T], log sigma."""
+        if device not in self._log_sigma:
+            with torch.inference_mode(False):
+                self._log_sigma[device] = self._log_sigma[torch.device("cpu")].to(device)
+        return self._log_sigma[device]
 
     def velocity(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
         sigma = self.sigmas(t)

@@ -135,16 +135,21 @@ def walk(problem: Problem, numbers: Numbers, part: slice, gram: Tensor | None = 
             tick=problem.counter.add,
             first_sample=part.start,
         ).flatten(1)
-        if walk.state.requires_grad and not output.requires_grad:
-            raise ValueError(
-                "model: velocity() returned a tensor that is cut from the graph of its input (no_grad, inference_mode, "
-                "detach?), wanted one that can be differentiated, for method 'gradient'; 'nodes' needs no gradients"
-            )
+        check_in_graph(walk.state, output)
         if gram is not None:
             basis = torch.stack(walk.basis(output)).double()
             gram[step, : len(basis), : len(basis)] += torch.einsum("pbd,qbd->pq", basis, basis).cpu()
         walk.step(output, t[step], rows[step].unbind())
     return walk
+
+
+def check_in_graph(state: Tensor, output: Tensor) -> None:
+    """Raises ValueError for an output [b, D] that the model cut from the graph of the state."""
+    if state.requires_grad and not output.requires_grad:
+        raise ValueError(
+            "model: velocity() returned a tensor that is cut from the graph of its input (no_grad, inference_mode, "
+            "detach?), wanted one that can be differentiated, for method 'gradient'; 'nodes' needs no gradients"
+        )
 
 
 def level_of(problem: Problem, numbers: Numbers, samples: slice) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -22,6 +23,15 @@ def whole_number(name: str, value: Any, *, least: int, most: int | None = None, 
     if most is not None and number > most:
         raise ValueError(f"{name}: got {number}, wanted at most {most}{most_is}")
     return number
+
+
+def real_number(name: str, value: Any, *, least: float, most: float = math.inf) -> float:
+    """`value` as a finite float in [least, most]. Raises TypeError (no number, or a bool) or ValueError (range)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: got {type(value).__name__}, wanted a number")
+    if not least <= value <= most or math.isinf(value):
+        raise ValueError(f"{name}: got {value}, wanted a finite number from {least} to {most}")
+    return float(value)
 
 
 def choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:

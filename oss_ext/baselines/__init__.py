@@ -11,6 +11,7 @@ from oss_ext.baselines.fit_grid import fit_grid
 from oss_ext.baselines.found import Found
 from oss_ext.baselines.gits import gits
 from oss_ext.baselines.ld3 import ld3
+from oss_ext.baselines.s4s import s4s
 from oss_ext.baselines.training import Training
 
-__all__ = ["Found", "Training", "bns", "dm", "ds_solver", "dyweight", "fit_grid", "gits", "ld3"]
+__all__ = ["Found", "Training", "bns", "dm", "ds_solver", "dyweight", "fit_grid", "gits", "ld3", "s4s"]

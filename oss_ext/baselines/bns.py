@@ -17,11 +17,10 @@ from torch import Tensor
 
 from oss_ext import grids, solvers
 from oss_ext.baselines.found import Found, deployed_with
-from oss_ext.baselines.training import DEFAULT, Gaps, Task, Training, learn
+from oss_ext.baselines.training import DEFAULT, Gaps, Lesson, Task, Training, learn
 from oss_ext.models import Denoiser
 from oss_ext.objective import logarithms
 from oss_ext.progress import ProgressCallback
-from oss_ext.refine_gradient import Problem, walk
 from oss_ext.refine_knobs import Numbers
 from oss_ext.schedule import Schedule
 from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS
@@ -76,11 +75,7 @@ def bns(
 
     return learn(
         task,
-        steps,
-        "velocity",
-        [gaps.raw, a, b],
-        numbers,
-        _losses,
+        [Lesson(steps, "velocity", numbers, [[gaps.raw, a, b]], _losses)],
         method="bns",
         paper=PAPER,
         grid="custom" if isinstance(grid, Tensor) else grid,
@@ -88,9 +83,8 @@ def bns(
     )
 
 
-def _losses(problem: Problem, numbers: Numbers, teacher: Tensor) -> Tensor:
-    end = walk(problem, numbers, slice(0, len(teacher))).state
-    return logarithms((end - teacher[:, -1]).square().mean(1, dtype=torch.float64))
+def _losses(states: list[Tensor], target: Tensor) -> Tensor:
+    return logarithms((states[-1] - target).square().mean(1, dtype=torch.float64))
 
 
 def expand(rows: Tensor, t: Tensor, carries: solvers.Carries) -> tuple[Tensor, Tensor]:

@@ -11,18 +11,15 @@ two of at most 6 steps use one earlier velocity alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from oss_ext import grids, solvers
 from oss_ext.baselines.found import Found
-from oss_ext.baselines.training import DEFAULT, Gaps, Task, Training, learn
+from oss_ext.baselines.training import DEFAULT, Gaps, Lesson, Task, Training, learn
 from oss_ext.models import Denoiser
 from oss_ext.progress import ProgressCallback
-from oss_ext.refine_gradient import Problem, walk
 from oss_ext.refine_knobs import Numbers
 from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS
 from oss_ext.validate import check_model, whole_number
@@ -69,27 +66,25 @@ def ds_solver(
         t = gaps.times()
         return Numbers(t, t[:-1], rows_of(weights, t), fine[0])
 
-    def losses(problem: Problem, now: Numbers, teacher: Tensor) -> Tensor:
-        seen = _Seen(problem.model)
-        end = walk(replace(problem, model=seen), now, slice(0, len(teacher))).state
+    def targets(now: Numbers, teacher: Tensor) -> Tensor:
         near = (fine[:, None] - now.t.detach()).abs().argmin(0)
-        states = [state.flatten(1) for state in seen.states[1:]]
-        passed = [(x - teacher[:, n]).square().mean(1) for x, n in zip([*states, end], near[1:], strict=True)]
-        last = torch.nn.functional.huber_loss(end, teacher[:, -1], reduction="none", delta=HUBER).mean(1)
-        return torch.stack(passed).sum(0) + WEIGHT * last
+        return teacher[:, near[1:].to(teacher.device)]
 
     return learn(
         task,
-        steps,
-        "velocity",
-        [gaps.raw, weights],
-        numbers,
-        losses,
+        [Lesson(steps, "velocity", numbers, [[gaps.raw, weights]], _losses, targets)],
         method="ds_solver",
         paper=PAPER,
         grid="custom" if isinstance(grid, Tensor) else grid,
         settings={},
     )
+
+
+def _losses(states: list[Tensor], targets: Tensor) -> Tensor:
+    """targets: [b, k, D], the teacher's states nearest to every node but the first."""
+    passed = (torch.stack(states[1:], 1) - targets).square().mean(2).sum(1)
+    last = torch.nn.functional.huber_loss(states[-1], targets[:, -1], reduction="none", delta=HUBER).mean(1)
+    return passed + WEIGHT * last
 
 
 def rows_of(weights: Tensor, t: Tensor) -> Tensor:
@@ -112,18 +107,3 @@ def _above(t: Tensor, lowest: float) -> Tensor:
     """The nodes but the last moved to lie between the first and `lowest`."""
     inner = t[0] - (t[0] - lowest) * (t[0] - t[:-1]) / t[0]
     return torch.cat([inner, t[-1:]])
-
-
-class _Seen:
-    """The model; states: what it was evaluated at, [b, *shape] each, in the graph."""
-
-    def __init__(self, model: Denoiser) -> None:
-        self._model = model
-        self.states: list[Tensor] = []
-
-    def velocity(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
-        self.states.append(x)
-        return self._model.velocity(x, t, cond)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)

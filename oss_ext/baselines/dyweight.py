@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from oss_ext import grids, solvers
+from oss_ext.baselines.ends import path_of
 from oss_ext.baselines.found import Found
-from oss_ext.baselines.ld3 import Loss
-from oss_ext.baselines.training import DEFAULT, Task, Training, learn
+from oss_ext.baselines.student import Loss, at_the_end, check_loss
+from oss_ext.baselines.training import DEFAULT, Lesson, Task, Training, learn
 from oss_ext.models import Denoiser
 from oss_ext.progress import ProgressCallback
-from oss_ext.refine_gradient import Problem, walk
 from oss_ext.refine_knobs import Numbers
 from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS
 from oss_ext.validate import check_model, whole_number
@@ -70,6 +70,7 @@ def dyweight(
     and for models that cut the graph.
     """
     check_model(model)
+    check_loss(loss)
     steps = whole_number("steps", steps, least=1)
     fine = grids.of_teacher(grid, teacher_steps, model)
     task = Task.check(model, noise, cond, fine, teacher_solver, training, RATE, batch_size, progress)
@@ -80,8 +81,6 @@ def dyweight(
     most = steps - 1 if history is None else whole_number("history", history, least=0)
     if not isinstance(told, bool):
         raise TypeError(f"told: got {type(told).__name__}, wanted True or False")
-    if loss is not None and not callable(loss):
-        raise TypeError(f"loss: got {type(loss).__name__}, wanted a function (ends, targets) -> [b]")
 
     weights = start_weights(first, t)
     mask = torch.ones_like(weights).tril().triu(-most)
@@ -97,20 +96,9 @@ def dyweight(
         known = torch.maximum(known, torch.minimum(true[:-1], torch.full_like(known, model.t_min + TINY)))
         return Numbers(true, known if told else true[:-1], rows_of(masked, true, t), t[0])
 
-    def losses(problem: Problem, now: Numbers, teacher: Tensor) -> Tensor:
-        end, target = walk(problem, now, slice(0, len(teacher))).state, teacher[:, -1]
-        if loss is None:
-            return (end - target).square().mean(1)
-        shape = problem.noise.shape[1:]
-        return loss(end.unflatten(1, shape), target.unflatten(1, shape))
-
     return learn(
         task,
-        steps,
-        "epsilon",
-        [weights, factors] if told else [weights],
-        numbers,
-        losses,
+        [Lesson(steps, "epsilon", numbers, [[weights, factors] if told else [weights]], at_the_end(loss, noise.shape))],
         method="dyweight",
         paper=PAPER,
         grid="custom" if isinstance(grid, Tensor) else grid,
@@ -168,12 +156,8 @@ def _nodes(nodes: str | Tensor | None, steps: int, model: Denoiser) -> Tensor:
     if nodes is None:
         t = grids.for_model("edm", steps + 1, model)[:-1]
         t[-1] = 0
-    elif isinstance(nodes, Tensor):
-        t = grids.check(nodes, t_max=model.t_max, t_min=model.t_min, name="nodes")
-        if len(t) != steps + 1:
-            raise ValueError(f"nodes: got {len(t) - 1} steps, wanted {steps}")
     else:
-        t = grids.for_model(nodes, steps, model)
+        t = path_of(nodes, steps, model)
     if float(t[0]) == 1:
         raise ValueError("nodes: got t = 1 first, where sigma is infinite, wanted a grid from below it")
     return t

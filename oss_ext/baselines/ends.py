@@ -1,4 +1,4 @@
-"""The noise levels that a baseline's schedules run between."""
+"""The noise levels that a baseline's schedules run between, or begin with."""
 
 from __future__ import annotations
 
@@ -21,3 +21,13 @@ def lambda_ends(model: Denoiser, sigma_min: float | None, sigma_max: float | Non
             raise TypeError(f"{name}: got {type(value).__name__}, wanted a number")
     t = grids.make("logsnr", 2, t_max=model.t_max, t_min=model.t_min, **asked)
     return -torch.log(t[:2] / (1 - t[:2]))
+
+
+def path_of(nodes: str | Tensor, steps: int, model: Denoiser) -> Tensor:
+    """float64 [steps + 1]: a student's flow times, by name or checked. Raises TypeError or ValueError."""
+    if not isinstance(nodes, Tensor):
+        return grids.for_model(nodes, steps, model)
+    t = grids.check(nodes, t_max=model.t_max, t_min=model.t_min, name="nodes")
+    if len(t) != steps + 1:
+        raise ValueError(f"nodes: got {len(t) - 1} steps, wanted {steps}")
+    return t

@@ -14,7 +14,7 @@ choice open (parametrisation, optimisers, rates, rounds) it is the authors' publ
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -24,20 +24,18 @@ from torch import Tensor
 from oss_ext import grids, solvers
 from oss_ext.baselines.ends import lambda_ends
 from oss_ext.baselines.found import Found, deployed_with, schedule_of
+from oss_ext.baselines.student import Loss, Student, at_the_end, check_loss, within
 from oss_ext.drive import drive
 from oss_ext.evaluate import pick_batch_size, state_dtype
 from oss_ext.models import Denoiser
 from oss_ext.progress import Counter, ProgressCallback, check_progress
-from oss_ext.refine_gradient import Problem, walk
 from oss_ext.refine_knobs import Follow, Numbers
 from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS, check_guide
-from oss_ext.validate import check_cond, check_model, check_noise, choice, whole_number
+from oss_ext.validate import check_cond, check_model, check_noise, choice, real_number, whole_number
 from oss_ext.walks import run
 
 PAPER = "arXiv 2405.15506"
 MODES = ("lambda", "time")
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""loss(ends, targets), both [b, ...] -> [b], differentiable."""
 RATE, RATE_2, SHIFT = 0.005, 0.1, 12.0  # of the times; of the second times and of the starts, over the steps
 LEAST_RATE, LEAST_RATE_2, DECAY, PATIENCE = 5e-5, 1e-6, 0.8, 5
 RADIUS = 0.001  # times the numbers of a sample over the steps squared: of the ball
@@ -64,6 +62,7 @@ def ld3(
     radius: float | None = None,
     window: float = 0.5,
     seed: int = 0,
+    graph: bool = False,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     teacher_steps: int = DEFAULT_STEPS,
@@ -86,7 +85,7 @@ def ld3(
     loss: None: the mean squared difference; the paper's is LPIPS.
     rounds: over the learning noises: on the times alone, then on both sets. minibatch: noises a gradient is of.
     radius: of the ball of starts, for unit normal noise; None: 0.001 D / steps^2; 0: the teacher's noise.
-    seed: of the order of the noises.
+    seed: of the order of the noises. graph: as `baselines.Training`'s.
 
     details: "loss" (of the schedule, on the judging noises with their learned starts), "first_loss", "iterations",
     "backpropagations" (samples that were differentiated through all steps).
@@ -103,13 +102,12 @@ def ld3(
     kind = ("lambda" if model.t_max < 1 else "time") if mode is None else choice("mode", mode, MODES)
     if not isinstance(second, bool):
         raise TypeError(f"second: got {type(second).__name__}, wanted True or False")
-    if loss is not None and not callable(loss):
-        raise TypeError(f"loss: got {type(loss).__name__}, wanted a function (ends, targets) -> [b]")
+    check_loss(loss)
     first, later = _rounds(rounds)
     few = whole_number("minibatch", minibatch, least=1)
     dim = noise[0].numel()
-    ball = RADIUS * dim / steps**2 if radius is None else _number("radius", radius, 0, math.inf)
-    window = _number("window", window, 0, 0.5)
+    ball = RADIUS * dim / steps**2 if radius is None else real_number("radius", radius, least=0)
+    window = real_number("window", window, least=0, most=0.5)
     ends = lambda_ends(model, sigma_min, sigma_max)
     if kind == "time":
         ends = torch.tensor([model.t_max, model.t_min], dtype=torch.float64)
@@ -127,9 +125,10 @@ def ld3(
         with torch.no_grad():
             path = run(states, fine, solvers.along(guide, fine), guide.carries, samples=slice(0, len(noise)))
             target = drive(path, model, cond=given, dtype=noise.dtype, batch_size=rows, counter=counter)
+        losses = at_the_end(loss, noise.shape)
         at_once = max(1, rows // steps)
-        problem = Problem(model, states, target.clone(), given, noise.dtype, at_once, 0, deployed.carries, counter)
-        learner = _Learner(problem, deployed, steps, kind, ends, window, loss, ball)
+        student = Student(model, deployed.carries, noise.dtype, at_once, rows, counter, losses, graph)
+        learner = _Learner(student, states, target, given, deployed, steps, kind, ends, window, ball)
         if steps > 1:
             learner.learn(first, later if second else 0, few, torch.Generator().manual_seed(seed))
         times, best = learner.best()
@@ -188,20 +187,23 @@ class _Learner:
 
     def __init__(
         self,
-        problem: Problem,
+        student: Student,
+        noise: Tensor,
+        target: Tensor,
+        cond: Mapping[str, Tensor],
         solver: solvers.Solver,
         steps: int,
         mode: str,
         ends: Tensor,
         window: float,
-        loss: Loss | None,
         radius: float,
     ) -> None:
-        self._problem, self._solver, self._steps = problem, solver, steps
-        self._mode, self._ends, self._window, self._loss, self._radius = mode, ends, window, loss, radius
-        half = len(problem.noise) // 2
-        self._halves = torch.arange(half), torch.arange(half, len(problem.noise))
-        self._starts = problem.noise.clone()
+        self._student, self._noise, self._target, self._cond = student, noise, target, cond
+        self._solver, self._steps, self._radius = solver, steps, radius
+        self._mode, self._ends, self._window = mode, ends, window
+        half = len(noise) // 2
+        self._halves = torch.arange(half), torch.arange(half, len(noise))
+        self._starts = noise.clone()
         self.raw = torch.ones(steps + 1, dtype=torch.float64, requires_grad=True)
         self.moved = torch.zeros(steps + 1, dtype=torch.float64, requires_grad=True)
         self._kept = self.raw.detach().clone(), self.moved.detach().clone()
@@ -213,17 +215,18 @@ class _Learner:
             return place(*self._kept, self._ends, self._mode, self._window), self._least
 
     def losses(self, which: Tensor, starts: Tensor) -> Tensor:
-        """[b]: of the student from `starts` [b, *shape], against the targets of noises `which`; differentiable."""
-        problem = self._problem
-        target = problem.target[which.to(problem.target.device)]
-        cond = {key: value[which.to(value.device)] for key, value in problem.cond.items()}
+        """float64 [b]: of the student from `starts` [b, *shape], against the targets of noises `which`."""
+        target, cond = self._of(which)
+        with torch.no_grad():
+            return self._student.judge(starts, cond, target, self._numbers())
+
+    def _of(self, which: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        which = which.to(self._target.device)
+        return self._target[which], {key: value[which] for key, value in self._cond.items()}
+
+    def _numbers(self) -> Numbers:
         times = place(self.raw, self.moved, self._ends, self._mode, self._window)
-        numbers = Numbers(times.t, times.network_t, Follow.apply(times.t, self._solver), times.t[0])
-        end = walk(replace(problem, noise=starts, cond=cond), numbers, slice(0, len(starts))).state
-        if self._loss is None:
-            return (end - target).square().mean(1)
-        shape = problem.noise.shape[1:]
-        return self._loss(end.unflatten(1, shape), target.unflatten(1, shape))
+        return Numbers(times.t, times.network_t, Follow.apply(times.t, self._solver), times.t[0])
 
     def learn(self, first: int, later: int, few: int, order: torch.Generator) -> None:
         fast = torch.optim.RMSprop([self.raw], lr=RATE, momentum=0.9)
@@ -278,25 +281,22 @@ class _Learner:
         if parameters is not None:
             self.raw.data.copy_(parameters[0])
             self.moved.data.copy_(parameters[1])
-        with torch.no_grad():
-            parts = [self.losses(which, self._rows(which)) for which in self._halves[1].split(self._problem.rows)]
+        level = float(self.losses(self._halves[1], self._rows(self._halves[1])).mean())
         self.raw.data.copy_(held[0])
         self.moved.data.copy_(held[1])
-        return float(torch.cat(parts).double().mean())
+        return level
 
     def _rows(self, which: Tensor) -> Tensor:
         return self._starts[which.to(self._starts.device)]
 
     def _slopes(self, which: Tensor) -> tuple[Tensor, Tensor]:
         """Sets the parameters' gradients; returns those of the starts, and the losses, both detached."""
-        starts = self._rows(which).requires_grad_(True)
-        loss = self.losses(which, starts)
+        target, cond = self._of(which)
         self.raw.grad = self.moved.grad = None
-        loss.mean().backward()
-        self._problem.counter.add(2 * self._steps * len(which))
+        losses, slope = self._student.slopes(self._rows(which), cond, target, self._numbers(), by_starts=True)
         self.differentiated += len(which)
-        assert starts.grad is not None
-        return starts.grad, loss.detach()
+        assert slope is not None
+        return slope, losses
 
     @torch.no_grad()
     def _shift(self, fresh: Tensor, which: Tensor, slope: Tensor, before: Tensor) -> None:
@@ -304,10 +304,7 @@ class _Learner:
         if self._radius == 0:
             return
         rows = which.to(fresh.device)
-        origin = self._problem.noise[rows]
-        off = self._starts[rows] - SHIFT / self._steps * slope - origin
-        size = off.flatten(1).norm(dim=1).reshape(-1, *[1] * (off.ndim - 1))
-        moved = origin + off * (self._radius / size.clamp(min=self._radius))
+        moved = within(self._starts[rows] - SHIFT / self._steps * slope, self._noise[rows], self._radius)
         better = self.losses(which, moved) < before
         fresh[rows[better]] = moved[better]
 
@@ -316,11 +313,3 @@ def _rounds(rounds: tuple[int, int]) -> tuple[int, int]:
     if not isinstance(rounds, tuple | list) or len(rounds) != 2:
         raise TypeError(f"rounds: got {rounds!r}, wanted two whole numbers")
     return whole_number("rounds", rounds[0], least=0), whole_number("rounds", rounds[1], least=0)
-
-
-def _number(name: str, value: float, least: float, most: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}: got {type(value).__name__}, wanted a number")
-    if not least <= value <= most or math.isinf(value):
-        raise ValueError(f"{name}: got {value}, wanted a finite number from {least} to {most}")
-    return float(value)

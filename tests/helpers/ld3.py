@@ -8,8 +8,8 @@ import torch
 
 from oss_ext import solvers
 from oss_ext.baselines.ld3 import _Learner
+from oss_ext.baselines.student import Student, at_the_end
 from oss_ext.progress import Counter
-from oss_ext.refine_gradient import Problem
 
 LAMBDAS = torch.tensor([-math.log(80), -math.log(0.002)], dtype=torch.float64)
 
@@ -17,5 +17,5 @@ LAMBDAS = torch.tensor([-math.log(80), -math.log(0.002)], dtype=torch.float64)
 def learner(model, noise, target, steps=4, *, solver="dpmpp_2m", mode="lambda", ends=LAMBDAS, radius=0.0, loss=None):
     scheme = solvers.get(solver)
     counter = Counter(0, False, "")
-    problem = Problem(model, noise, target.flatten(1), {}, noise.dtype, 8, 0, scheme.carries, counter)
-    return _Learner(problem, scheme, steps, mode, ends, 0.5, loss, radius)
+    student = Student(model, scheme.carries, noise.dtype, 8, 8, counter, at_the_end(loss, noise.shape))
+    return _Learner(student, noise, target.flatten(1), {}, scheme, steps, mode, ends, 0.5, radius)
