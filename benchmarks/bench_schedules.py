@@ -3,7 +3,7 @@
     python benchmarks/bench_schedules.py                  # all of it on a GPU; saves results/schedules.json
     python benchmarks/bench_schedules.py --part rows --guidance 3
     python benchmarks/bench_schedules.py --device cpu --out /tmp/small --heldout 6 --samples 4 --teacher-steps 24 \
-        --candidates 12 --budget 3 --budget 5 --study-steps 5 --reference-steps 60
+        --polish-samples 8 --candidates 12 --budget 3 --budget 5 --study-steps 5 --reference-steps 60
 
 For every guidance scale: one teacher of `--teacher-steps` uniform Euler steps a held-out noise; students are sampled by
 `Schedule.sample` on the same noises (data range 2). "PSNR" is that of the squared error averaged over all noises, which
@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--heldout", type=int, default=256)
     parser.add_argument("--samples", type=int, default=128, help="noises that a search is given")
+    parser.add_argument("--polish-samples", type=int, default=512, help="noises that back-propagation is given")
     parser.add_argument("--teacher-steps", type=int, default=200)
     parser.add_argument("--teacher-solver", default="euler")
     parser.add_argument("--candidates", type=int, help="nodes that a search looks at; default the library's")
@@ -102,9 +103,11 @@ def main() -> None:
         for name, study in found.items():
             studies.setdefault(name, []).extend(study)
     print(f"{sum(sum(part.values()) for part in seconds.values()):.0f} s in all")
-    keys = ("heldout", "samples", "teacher_steps", "teacher_solver", "candidates", "study_steps", "reference_steps")
+    keys = ("heldout", "samples", "polish_samples", "teacher_steps", "teacher_solver", "candidates")
+    keys += ("study_steps", "reference_steps")
     result = measure.environment(device) | {key: getattr(options, key) for key in keys}
-    result |= {"seconds": seconds, "rows": rows, "studies": studies}
+    commits = {guidance: dict.fromkeys(parts, result["commit"]) for guidance, parts in seconds.items()}
+    result |= {"seconds": seconds, "commits": commits, "rows": rows, "studies": studies}
     if options.keep:
         keep(result, (options.out or measure.RESULTS) / "schedules.json")
     print(f"saved {measure.save('schedules', result, options.out)}")
@@ -113,10 +116,11 @@ def main() -> None:
 def keep(result: dict[str, Any], path: Path) -> None:
     """Adds to `result` the rows of an earlier run, of parts and guidance scales that this one left out.
 
-    Raises ValueError where that run was another measurement: another commit, machine or setting.
+    "commits" says which commit measured what. Raises ValueError where that run was another measurement: another machine
+    or setting.
     """
     old = json.loads(path.read_text())
-    varying = {"date", "seconds", "rows", "studies"}
+    varying = {"date", "commit", "seconds", "commits", "rows", "studies"}
     for key in (result.keys() | old.keys()) - varying:
         if result.get(key) != old.get(key):
             raise ValueError(f"keep: {path} has {key} {old.get(key)!r}, this run {result.get(key)!r}")
@@ -129,10 +133,11 @@ def keep(result: dict[str, Any], path: Path) -> None:
     result["rows"] = merged(old["rows"], result["rows"])
     names = [name for name in schedule_studies.STUDIES if name in old["studies"] or name in result["studies"]]
     result["studies"] = {name: merged(old["studies"].get(name, []), result["studies"].get(name, [])) for name in names}
-    result["seconds"] = {
-        guidance: old["seconds"].get(guidance, {}) | result["seconds"].get(guidance, {})
-        for guidance in sorted(old["seconds"].keys() | result["seconds"].keys())
-    }
+    for key in ("seconds", "commits"):
+        result[key] = {
+            guidance: old[key].get(guidance, {}) | result[key].get(guidance, {})
+            for guidance in sorted(old[key].keys() | result[key].keys())
+        }
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from oss_ext.metrics import pooled_psnr, psnr
 BATCH = 4096
 
 Solver = str | oss_ext.Solver | Auto
+Noises = tuple[Tensor, dict[str, Tensor]]
 
 
 class Remembering:
@@ -71,7 +72,8 @@ class HeldOut:
         self.teacher_steps, self.teacher_solver = teacher_steps, teacher_solver
         self.model = oss_ext.zoo.load("photo32", guidance_scale=guidance, device=device)
         self.noise, self.cond = self.model.noise(heldout, split="heldout", device=device)
-        self.search_noise, self.search_cond = self.model.noise(samples, split="search", device=device)
+        self.searching: Noises = self.model.noise(samples, split="search", device=device)
+        self.search_noise, self.search_cond = self.searching
         fine = self.stock("flow", teacher_steps, teacher_solver)
         self.teacher = self.sample(fine)
         self.memory = Remembering(self.model)
@@ -82,6 +84,7 @@ class HeldOut:
         self._seconds_each = (self.clock() - begin) / (samples * teacher_steps)
         self._searches: dict[tuple[Any, ...], tuple[oss_ext.SearchResult, float]] = {}
         self._reference: dict[int, Tensor] = {}
+        self._polishing: tuple[Noises, Tensor] | None = None
 
     def clock(self) -> float:
         """Seconds, those included that answers from memory would have taken."""
@@ -91,6 +94,14 @@ class HeldOut:
 
     def stock(self, grid: str, steps: int, solver: str) -> oss_ext.Schedule:
         return oss_ext.Schedule.from_grid(oss_ext.grids.for_model(grid, steps, self.model), solver, self.model)
+
+    def polishing(self, samples: int) -> tuple[Noises, Tensor]:
+        """The first `samples` search noises and the teacher's pictures of them, run once."""
+        if self._polishing is None:
+            noises = self.model.noise(samples, split="search", device=self.device)
+            fine = self.stock("flow", self.teacher_steps, self.teacher_solver)
+            self._polishing = noises, fine.sample(self.model, *noises, batch_size=BATCH)
+        return self._polishing
 
     def sample(self, schedule: oss_ext.Schedule) -> Tensor:
         return schedule.sample(self.model, self.noise, self.cond, batch_size=BATCH)

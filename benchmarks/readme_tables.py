@@ -30,7 +30,7 @@ WITH_COEFFICIENTS: list[tuple[str, str, str, str]] = [
 AFTERWARDS: list[tuple[str, str, str, str]] = [
     ("moved", "joint, nodes", "dpmpp_2m", "`dpmpp_2m`, nodes moved"),
     ("moved", "joint, nodes", "fitted", "`fitted`, nodes moved"),
-    ("polished", "joint, gradient", "fitted", "`fitted`, polished by back-propagation"),
+    ("polished", "joint, nodes, gradient", "fitted", "`fitted`, nodes moved, then polished"),
 ]
 
 
@@ -39,7 +39,10 @@ def load(name: str, folder: Path) -> Result:
 
 
 def source(name: str, result: Result) -> str:
-    return f"`benchmarks/results/{name}.json`: {result['gpu']}, torch {result['torch']}, commit {result['commit']}"
+    parts = result.get("commits", {}).values()  # where parts were measured apart
+    commits = sorted({commit for part in parts for commit in part.values()}) or [result["commit"]]
+    word = "commit" if len(commits) == 1 else "commits"
+    return f"`benchmarks/results/{name}.json`: {result['gpu']}, torch {result['torch']}, {word} {', '.join(commits)}"
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]], words: int = 1) -> str:
@@ -91,8 +94,8 @@ def schedules(result: Result) -> str:
         f"budgets together, its teacher's included. ({source('schedules', result)}.)"
     )
     then = paragraph(
-        "The same schedules refined on the noises of their search (`oss_ext.refine`): nodes moved without gradients, "
-        "and polished by back-propagation, which is training."
+        "The same schedules refined (`oss_ext.refine`): nodes moved without gradients, on the noises of the search, "
+        f"and those then polished by back-propagation, which is training, on {result['polish_samples']} noises."
     )
     return "\n\n".join([PICTURE, about, training_free, then, refined])
 

@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Iterable
 from typing import Any
 
-from heldout import BATCH, HeldOut, gain, summary
+from heldout import BATCH, HeldOut, Noises, gain, summary
 from torch import Tensor
 
 import oss_ext
@@ -19,11 +19,9 @@ SOLVERS = ("euler", "ab2", "dpmpp_2m", "unipc")
 SEARCHED = (*SOLVERS, "mixed", "fitted")
 FULL = ("euler", "fitted")  # searched over all nodes too
 FULL_STEPS = 10  # up to this budget
-REFINED: list[tuple[str, str, dict[str, Any]]] = [
-    ("dpmpp_2m", "moved", {"method": "nodes"}),
-    ("fitted", "moved", {"method": "nodes"}),
-    ("fitted", "polished", {"method": "gradient"}),
-]
+MOVED = ("dpmpp_2m", "fitted")
+POLISHED = "fitted"
+POLISH_BATCH = 1024  # network inputs whose activations are kept at once
 REFINED_STEPS = 10  # up to this budget
 
 Row = dict[str, Any]
@@ -111,23 +109,38 @@ def _search(
 
 
 def refined_rows(table: Rows, options: Namespace) -> None:
-    """Schedules of the table refined on the noises of their search: nodes moved without gradients (group "moved"), and
-    everything polished by back-propagation (group "polished", which is training)."""
+    """Schedules of the table moved and polished afterwards. Group "moved": nodes moved without gradients, on the noises
+    of the search. Group "polished": those then polished by back-propagation, which is training, on noises of its own
+    number: numbers learned from few noises do not serve others."""
     held, largest = table.held, max(options.budget)
-    for solver, group, how in REFINED:
+    spent = {"steps": largest, "samples": len(held.search_noise)}
+    spent["candidates"] = options.candidates or default_count(largest)
+    for solver in MOVED:
         result, seconds = held.search(solver, largest, candidates=options.candidates)
         for budget in [budget for budget in options.budget if budget <= REFINED_STEPS]:
+            how: dict[str, Any] = {"method": "nodes"}
+            moved, took = _refined(held, held.memory, result.schedules[budget], held.searching, result.teacher, how)
+            made = spent | {"nfe": moved.provenance.nfe, "seconds": seconds + took}
+            table.add("moved", "joint, nodes", solver, budget, moved, search=made, refine=how)
+            if solver != POLISHED:
+                continue
+            how = {"method": "gradient", "batch_size": POLISH_BATCH}
+            noises, teacher = held.polishing(options.polish_samples)
             # What learns by gradients asks the model itself, since answers from memory have none.
-            model = held.model if how["method"] == "gradient" else held.memory
-            begin = held.clock()
-            schedule = oss_ext.refine(
-                result.schedules[budget], model, held.search_noise, cond=held.search_cond, teacher=result.teacher,
-                teacher_steps=held.teacher_steps, teacher_solver=held.teacher_solver, batch_size=BATCH, **how,
-            )  # fmt: skip
-            spent = {"steps": largest, "samples": len(held.search_noise)}
-            spent["candidates"] = options.candidates or default_count(largest)
-            spent |= {"nfe": schedule.provenance.nfe, "seconds": seconds + held.clock() - begin}
-            table.add(group, f"joint, {how['method']}", solver, budget, schedule, search=spent, refine=how)
+            polished, more = _refined(held, held.model, moved, noises, teacher, how)
+            made = spent | {"nfe": polished.provenance.nfe, "seconds": seconds + took + more}
+            how |= {"samples": options.polish_samples}
+            table.add("polished", "joint, nodes, gradient", solver, budget, polished, search=made, refine=how)
+
+
+def _refined(
+    held: HeldOut, model: oss_ext.Denoiser, schedule: oss_ext.Schedule, noises: Noises, teacher: Tensor, how: Row
+) -> tuple[oss_ext.Schedule, float]:
+    """The schedule refined, and its seconds."""
+    begin = held.clock()
+    guide = {"teacher": teacher, "teacher_steps": held.teacher_steps, "teacher_solver": held.teacher_solver}
+    schedule = oss_ext.refine(schedule, model, noises[0], cond=noises[1], **({"batch_size": BATCH} | guide | how))
+    return schedule, held.clock() - begin
 
 
 def best_stock(rows: list[Row], guidance: float, steps: int, measure: str = "psnr") -> Row:

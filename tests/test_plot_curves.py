@@ -70,7 +70,7 @@ def test_the_benchmarks_figure_takes_the_best_stock_row_of_every_budget() -> Non
         row("published", "OSS median, all nodes", "euler", 5, 5, 24.0),
         row("ours", "joint", "fitted", 5, 5, 29.0),
         row("ours", "joint, free start", "fitted", 5, 5, 99.0),
-        row("polished", "joint, gradient", "fitted", 5, 5, 98.0),
+        row("polished", "joint, nodes, gradient", "fitted", 5, 5, 98.0),
     ]
     curves = runpy.run_path(str(BENCHMARKS / "plot_schedules.py"))["panels"](rows)["guidance 1"]
     assert {name: points for name, points in curves.items() if points} == {
