@@ -4,7 +4,7 @@ result = oss_ext.dp_search(oss_ext.FlowModel(velocity), noise, steps=10)
 images = result.schedule.sample(model, noise)
 """
 
-from oss_ext import grids, published, solvers, zoo
+from oss_ext import costs, grids, published, solvers, zoo
 from oss_ext.auto import Auto
 from oss_ext.build import build_info
 from oss_ext.calibration import amplitudes, amplitudes_of, fit_gains
@@ -33,6 +33,7 @@ __all__ = [
     "amplitudes",
     "amplitudes_of",
     "build_info",
+    "costs",
     "dp_search",
     "export",
     "fit_gains",

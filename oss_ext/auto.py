@@ -13,10 +13,10 @@ from oss_ext import solvers
 from oss_ext.candidates import nearest
 from oss_ext.distil import distil
 from oss_ext.mover import move, scales
-from oss_ext.objective import JUDGES, judges, level
+from oss_ext.objective import JUDGES, judges, level, squared_error
 from oss_ext.plan import Plan
 from oss_ext.teacher import Ask, Teacher, integrate
-from oss_ext.walks import fit_along, run, squared_error
+from oss_ext.walks import fit_along, run
 
 
 @dataclass(frozen=True)

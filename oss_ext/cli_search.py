@@ -33,6 +33,7 @@ from oss_ext.cli_options import (
     SolverName,
 )
 from oss_ext.cli_tables import found_table, solver_of, tried_table
+from oss_ext.costs import SOURCES, X0
 from oss_ext.files import whole_file, whole_folder
 from oss_ext.result import SearchResult
 from oss_ext.schedule import Schedule
@@ -60,6 +61,10 @@ def search(
     calibration: Annotated[
         str | None, typer.Option(help="States brought to the teacher's amplitudes: scale (Eq. 13), affine or gain.")
     ] = None,
+    cost: Annotated[str, typer.Option(help="What steps are judged by: x_t, or x0 (predicted again there).")] = "x_t",
+    cost_sources: Annotated[
+        int | None, typer.Option(help=f"With --cost x0: candidates judged a node; default {SOURCES}.")
+    ] = None,
     share: Annotated[str, typer.Option(help="joint, median or per_sample (then --out is a folder).")] = "joint",
     start: Annotated[str, typer.Option(help="fixed or free.")] = "fixed",
     samples: Annotated[int, typer.Option(help="Noises to search on.")] = 8,
@@ -75,6 +80,8 @@ def search(
     json_: Json = False,
 ) -> None:
     """Search a model's schedules and write them as JSON."""
+    if cost_sources is not None and cost != "x0":
+        raise ValueError(f"cost_sources: got {cost_sources} with cost {cost!r}, wanted cost 'x0'")
     one_file = out.suffix == ".json"
     if one_file and share == "per_sample":
         raise ValueError(f"out: per_sample finds a schedule for each sample, wanted a folder, got {str(out)!r}")
@@ -99,6 +106,7 @@ def search(
             beam=beam,
             refine=refine,
             calibration=calibration,
+            cost=cost if cost_sources is None else X0(cost_sources),
             cond=cond,
             batch_size=batch_size,
             progress=bars.add("Teacher and search"),
@@ -127,6 +135,7 @@ def search(
             "beam": beam,
             "refine": refine,
             "calibration": calibration,
+            "cost": cost,
             "share": result.share,
             "start": result.start,
             "samples": len(noise),

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from oss_ext import solvers
 from oss_ext.candidates import place
+from oss_ext.costs import Cost
 from oss_ext.fitting import gain_of
 from oss_ext.plan import Plan
 from oss_ext.schedule_file import Calibration
 from oss_ext.stages import path_of, run_stages
 from oss_ext.stages_calibration import Calibrator
+from oss_ext.stages_cost import Judge
 from oss_ext.teacher import Ask, Teacher
 
 
@@ -46,16 +48,21 @@ def distil(
     beam: int = 1,
     weight: Tensor | None = None,
     calibration: str | None = None,
+    cost: Cost | None = None,
 ) -> Generator[Ask, Tensor, Distilled]:
     """noise: [B, *shape]. t: float64 [N + 1], the teacher's grid. samples: which rows of the search's noise these are.
     candidates: how many nodes besides the clean one are looked at; None: all. calibration: the mode of that of the
-    states before each evaluation; None: none. The rest as for `run_stages`."""
+    states before each evaluation; None: none. cost: None: the distance of the states. The rest as for `run_stages`."""
     nodes = torch.arange(len(t)) if candidates is None else place(t, teacher.turning, candidates)
     few = teacher if len(nodes) == len(t) else teacher.at(nodes)
     times = t[nodes]
     scales = _scales(noise, times, few, solver, weight) if free else times
     starts = noise.flatten(1)[:, None] * scales.to(noise)[:, None] if free else few.states
     calibrator = None if calibration is None else Calibrator(calibration, few.states, joint=joint)
+    judge = None
+    if cost is not None:
+        felt = weight if cost.weighted else None
+        judge = Judge(cost, noise.shape[1:], times, nodes, samples, joint=joint, weight=felt)
     stages = yield from run_stages(
         starts,
         times,
@@ -70,6 +77,7 @@ def distil(
         nodes=nodes,
         weight=weight,
         calibrator=calibrator,
+        judge=judge,
     )
     plans = []
     for budget in range(1, steps + 1):

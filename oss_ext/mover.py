@@ -10,9 +10,9 @@ from torch import Tensor
 
 from oss_ext import solvers
 from oss_ext.fitting import gain_of
-from oss_ext.objective import level, steepness
+from oss_ext.objective import level, squared_error, steepness
 from oss_ext.teacher import Ask
-from oss_ext.walks import fit_step, squared_error
+from oss_ext.walks import fit_step
 
 ROUNDING = 1e-6
 """What a gain must exceed, as a share of the error."""

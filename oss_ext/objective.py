@@ -1,4 +1,4 @@
-"""Which samples judge, and how the errors of several become one number."""
+"""What a sample's error is, which samples judge, and how the errors of several become one number."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from torch import Tensor
 OBJECTIVES = ("mse", "psnr")
 JUDGES = 0.25
 """The share of the samples that only judges what the others led to."""
+
+
+def squared_error(state: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """float64 [B] on the CPU: mean squared difference of [B, D]; weight: [D], of the squares."""
+    squares = (state.double() - target.double()).square()
+    return (squares if weight is None else squares * weight.double()).mean(1).cpu()
 
 
 def judges(samples: int, share: float = JUDGES) -> int:

@@ -21,6 +21,7 @@ class Provenance(BaseModel):
     grid: the grid's name with its parameters, "custom" for a tensor. teacher_steps: intervals of the teacher's grid.
     teacher_solver, candidates (None: all nodes), beam, share, start: as given to `dp_search`. samples: how many noises
     were searched; sample: which of them a per_sample schedule belongs to.
+    judged_by: what steps were judged by, `costs.Cost.describe()`; empty: the distance to the teacher's states.
     cost: mean squared distance to the teacher at the clean node, as the search, or `refine`, scored this very schedule.
     replayed_cost: the same distance from running the schedule again (median schedules, which no search scores).
     model: `Denoiser.describe()`. metadata: the caller's own (guidance, checkpoint, ...), JSON values.
@@ -40,6 +41,7 @@ class Provenance(BaseModel):
     start: str | None = None
     samples: int | None = Field(default=None, ge=1)
     sample: int | None = Field(default=None, ge=0)
+    judged_by: dict[str, JsonValue] = Field(default_factory=dict)
     cost: float | None = Field(default=None, ge=0)
     replayed_cost: float | None = Field(default=None, ge=0)
     model: dict[str, JsonValue] = Field(default_factory=dict)

@@ -16,7 +16,7 @@ from oss_ext import grids, solvers
 from oss_ext.drive import drive
 from oss_ext.evaluate import pick_batch_size, state_dtype
 from oss_ext.models import Denoiser
-from oss_ext.objective import OBJECTIVES, judges
+from oss_ext.objective import OBJECTIVES, judges, squared_error
 from oss_ext.progress import Counter, ProgressCallback, check_progress
 from oss_ext.refine_gradient import Problem, judged_at, polish
 from oss_ext.refine_knobs import Numbers
@@ -25,7 +25,7 @@ from oss_ext.schedule import Schedule
 from oss_ext.store import home, states_of_path
 from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS, check_guide
 from oss_ext.validate import check_cond, check_model, check_noise, choice, whole_number
-from oss_ext.walks import run, squared_error
+from oss_ext.walks import run
 
 METHODS = ("nodes", "gradient")
 LEARNED = ("times", "coefficients", "noise_scale", "network_t")

@@ -11,11 +11,10 @@ from torch import Tensor
 from oss_ext import solvers
 from oss_ext.evaluate import evaluate
 from oss_ext.models import Denoiser
-from oss_ext.objective import level, logarithms
+from oss_ext.objective import level, logarithms, squared_error
 from oss_ext.progress import Counter
 from oss_ext.refine_knobs import Knobs, Numbers
 from oss_ext.schedule import Schedule
-from oss_ext.walks import squared_error
 
 RATES = {"times": 0.01, "coefficients": 0.003, "noise_scale": 0.003, "network_t": 0.01}
 """Adam's step sizes at first: of log gaps, in units of the error that the schedule starts with, of 1, of log time."""

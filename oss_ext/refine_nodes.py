@@ -13,9 +13,10 @@ from oss_ext import solvers
 from oss_ext.candidates import nearest
 from oss_ext.models import Denoiser
 from oss_ext.mover import Trial, first_runs, move, nearer, scales
+from oss_ext.objective import squared_error
 from oss_ext.schedule import Schedule
 from oss_ext.teacher import Ask, integrate
-from oss_ext.walks import run, squared_error
+from oss_ext.walks import run
 
 
 class Outcome(NamedTuple):

@@ -28,8 +28,9 @@ class SearchResult:
         found of reaching node j with exactly k steps, +inf where that is impossible or j was no candidate.
         backpointers: int32, alike, -1; with a beam, of the best state. Both None with solver "auto".
     store: the device that kept the states of the search, "cpu" where it was host memory.
-    nfe: network evaluations a sample: "teacher", "search", what else was spent ("refine", where a
-        backward pass counts as two more), "total"; a guided one counts once.
+        With another `cost` than "x_t" they are of that, of the largest budget at the clean node alone.
+    nfe: network evaluations a sample: "teacher", "search", what else was spent ("cost", by a cost that evaluates
+        candidates; "refine", where a backward pass counts as two more), "total"; a guided one counts once.
     table: with solver "auto" all schedules that were tried, a dict each (steps, family, path, solver, cost); costs,
         endpoints and teacher are then those of the samples that judged, the last ones. None otherwise.
     """

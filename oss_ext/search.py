@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from oss_ext import grids, solvers
+from oss_ext import costs, grids, solvers
 from oss_ext.auto import Auto, moved_budgets
+from oss_ext.costs import Cost
 from oss_ext.drive import drive
 from oss_ext.evaluate import pick_batch_size
 from oss_ext.models import Denoiser
@@ -43,6 +46,7 @@ def dp_search(
     refine: str | None = None,
     weight: Tensor | None = None,
     calibration: str | None = None,
+    cost: str | Cost = "x_t",
     cond: Mapping[str, Tensor] | None = None,
     batch_size: int | None = None,
     store: str = "auto",
@@ -81,6 +85,11 @@ def dp_search(
         brought to the amplitudes of this teacher on these noises (or to the multiple nearest to the teacher) before it
         is evaluated, and the schedules do the same. Not with solver "auto", share "median" or `refine`; "gain" not with
         a beam or a weight.
+    cost: what steps are judged by: "x_t": the distance of the states; "x0": that of the x0 predictions there; or one of
+        `oss_ext.costs`: features, the network's activations, x0 with another number of candidates a node. The few steps
+        into each node that "x_t" ranks first are judged; least squares and orders ("fitted", "mixed") follow "x_t"
+        still, and `result.costs` are distances of the clean states as ever. Not with solver "auto", a beam or
+        `calibration`; features and activations not with `weight` or `refine`.
     cond: tensors [B, ...], handed to the network by name.
     batch_size: network inputs a batch; None: 2^20 numbers, at most 256 inputs.
     store: where the states are kept: "device": beside the noise; "host": in host memory, from where batches go to the
@@ -90,7 +99,8 @@ def dp_search(
     metadata: JSON values to keep in the schedules' provenance (guidance scale, checkpoint, ...).
 
     Memory: a few times B * teacher_steps * D numbers, and beam times B * candidates * D. Evaluations a sample:
-    teacher_steps, and at most beam * candidates a budget.
+    teacher_steps, and at most beam * candidates a budget; a cost that evaluates S candidates a node: candidates, and S
+    times as many a budget.
 
     Raises TypeError or ValueError that names the argument, before any evaluation; and for outputs of another shape,
     dtype or device, or with NaN or inf (the node, its flow time and the sample are named).
@@ -103,12 +113,14 @@ def dp_search(
     progress = check_progress(progress)
     rows = pick_batch_size(batch_size, noise[0].numel())
     _check_metadata(metadata)
-    _check_refine(refine, noise, share, nodes, weight, calibration)
+    _check_refine(refine, noise, share, nodes, weight, calibration, cost)
 
     def make_grid(name: str, count: int) -> Tensor:
         return grids.on_nodes(grids.for_model(name, count, model), model, nodes)
 
-    def core_on(noise: Tensor, solver: str | solvers.Solver | Auto, weight: Tensor | None = None) -> Core:
+    def core_on(
+        noise: Tensor, solver: str | solvers.Solver | Auto, cost: str | Cost, weight: Tensor | None = None
+    ) -> Core:
         return dp_core(
             noise,
             t,
@@ -121,14 +133,16 @@ def dp_search(
             beam=beam,
             weight=weight,
             calibration=calibration,
+            cost=cost,
             store=store,
             make_grid=make_grid,
         )
 
-    core = core_on(noise, solver, weight)
-    total = _count(core_on, len(noise), steps, solver) if progress else 0
-    with Counter(total, progress, "search") as counter:
-        found = drive(core, model, cond=given, dtype=noise.dtype, batch_size=rows, counter=counter, device=noise.device)
+    core = core_on(noise, solver, cost, weight)
+    total = _count(partial(core_on, cost=costs.for_counting(cost)), len(noise), steps, solver) if progress else 0
+    watching = cost.watching(model) if isinstance(cost, Cost) else nullcontext(model)
+    with Counter(total, progress, "search") as counter, watching as asked:
+        found = drive(core, asked, cond=given, dtype=noise.dtype, batch_size=rows, counter=counter, device=noise.device)
         counter.finish()
     result = SearchResult.build(found, model, grid="custom" if isinstance(grid, Tensor) else grid, metadata=metadata)
     if refine is None:
@@ -169,7 +183,9 @@ def _count(
     return rehearse(core_on(torch.ones(few, 1), solver)) * samples // few
 
 
-def _check_refine(refine: Any, noise: Tensor, share: str, nodes: str, weight: Tensor | None, calibration: Any) -> None:
+def _check_refine(
+    refine: Any, noise: Tensor, share: str, nodes: str, weight: Tensor | None, calibration: Any, cost: str | Cost
+) -> None:
     if refine is None:
         return
     choice("refine", refine, METHODS)
@@ -181,6 +197,8 @@ def _check_refine(refine: Any, noise: Tensor, share: str, nodes: str, weight: Te
         raise ValueError(f"weight: got one with refine {refine!r}, which lowers the unweighted distance, wanted None")
     if calibration is not None:
         raise ValueError(f"calibration: got {calibration!r} with refine {refine!r}, wanted None")
+    if isinstance(cost, Cost) and cost.clean:
+        raise ValueError(f"cost: got {cost.name!r} with refine {refine!r}, which lowers the distance of clean states")
     if refine == "gradient" and len(noise) < 2:
         raise ValueError("noise: got 1 sample with refine 'gradient', wanted at least 2: some of them only judge")
 

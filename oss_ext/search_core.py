@@ -13,20 +13,21 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from oss_ext import grids, solvers
+from oss_ext import costs, grids, solvers
 from oss_ext.auto import Auto, MakeGrid, Row, run_auto
 from oss_ext.candidates import default_count
+from oss_ext.costs import Cost
 from oss_ext.distil import distil
 from oss_ext.drive import answer
 from oss_ext.evaluate import state_dtype
 from oss_ext.median import elementwise_median
-from oss_ext.objective import OBJECTIVES
+from oss_ext.objective import OBJECTIVES, squared_error
 from oss_ext.plan import Plan
 from oss_ext.schedule_calibration import MODES
-from oss_ext.store import home, states_of_search
+from oss_ext.store import home, states_of_cost, states_of_search
 from oss_ext.teacher import DEFAULT_SOLVER, Ask, Teacher, check_guide, integrate
 from oss_ext.validate import check_noise, check_weight, choice, whole_number
-from oss_ext.walks import run, squared_error
+from oss_ext.walks import run
 
 SHARES = ("joint", "median", "per_sample")
 STARTS = ("fixed", "free")
@@ -39,11 +40,12 @@ class Found:
     plans: {k: one plan, or with share "per_sample" B of them}, for every budget k.
     costs: {k: float64 [B] on the CPU}: mean squared distance to the teacher at the clean node along the plans.
     endpoints: {k: [B, *shape]}, the states there; teacher: [B, *shape], the teacher's. In the states' dtype.
-    values: float64 on the CPU, [K, N + 1] (joint; mean over the samples) or [K, B, N + 1]; +inf where unreached.
+    values: float64 on the CPU, [K, N + 1] (joint; mean over the samples) or [K, B, N + 1]; +inf where unreached. Of the
+        search's own cost.
     backpointers: int32, as `values`; -1 where unreached. For share "median" those of its per-sample searches.
     nfe: network evaluations a sample: "teacher", "search", what else was spent, "total". Fractions where only some of
         the samples were evaluated.
-    settings: what else the search was told: "teacher_solver", "candidates", "beam".
+    settings: what else the search was told: "teacher_solver", "candidates", "beam", "judged_by".
     store: where the states were kept.
     table: with solver "auto" everything that was tried. B is then the number of validation samples, and values and
         backpointers are None.
@@ -61,7 +63,7 @@ class Found:
     values: Tensor | None
     backpointers: Tensor | None
     nfe: dict[str, float]
-    settings: dict[str, str | int | None]
+    settings: dict[str, Any]
     store: torch.device
     table: list[Row] | None = None
 
@@ -82,6 +84,7 @@ def dp_core(
     beam: int = 1,
     weight: Tensor | None = None,
     calibration: str | None = None,
+    cost: str | Cost = "x_t",
     store: str = "device",
     make_grid: MakeGrid = grids.make,
 ) -> Core:
@@ -123,6 +126,9 @@ def dp_core(
         raise ValueError("share: got 'median' with solver 'mixed', whose choices have no median, wanted another")
     if calibration is not None:
         _check_calibration(calibration, scheme, share, beam, weight)
+    judged_by = costs.check(cost)
+    if judged_by is not None:
+        _check_cost(judged_by, scheme, beam, weight, calibration)
     device, noise = noise.device, noise.to(state_dtype(noise.dtype))
     tried = [*scheme.searched, *scheme.free] if isinstance(scheme, Auto) else [scheme]
     history = max(solvers.get(each).history for each in tried)
@@ -132,6 +138,8 @@ def dp_core(
     held = states_of_search(last + 1, 1 + (candidates or last), history, beam)
     if calibration is not None:
         held += 1 + (candidates or last)
+    if judged_by is not None:
+        held += states_of_cost(1 + (candidates or last))
     noise = noise.to(home(store, noise, held))
     felt = None if felt is None else felt.flatten().to(noise)
     tally = _Tally(len(noise))
@@ -139,7 +147,8 @@ def dp_core(
     if isinstance(scheme, Auto):
         core = _auto(noise, t, steps, scheme, make_grid, guide, tally, options)
     else:
-        core = _one(noise, t, steps, scheme, share, guide, tally, {**options, "calibration": calibration}, felt)
+        options = {**options, "calibration": calibration, "cost": judged_by}
+        core = _one(noise, t, steps, scheme, share, guide, tally, options, felt)
     return _checked(core, device)
 
 
@@ -172,7 +181,8 @@ class _Tally:
         try:
             ask = next(part)
             while True:
-                self._made[name] += ask.states.shape[0] * ask.states.shape[1]
+                purpose = ask.purpose or name
+                self._made[purpose] = self._made.get(purpose, 0) + ask.states.shape[0] * ask.states.shape[1]
                 ask = part.send((yield ask))
         except StopIteration as done:
             return done.value
@@ -197,6 +207,19 @@ def _check_calibration(
         raise ValueError(f"calibration: got 'gain' with a beam of {beam}, wanted 'scale', 'affine' or None")
     if calibration == "gain" and weight is not None:
         raise ValueError("calibration: got 'gain' with a weight, wanted 'scale', 'affine' or None")
+
+
+def _check_cost(
+    cost: Cost, scheme: solvers.Solver | Auto, beam: int, weight: Tensor | None, calibration: str | None
+) -> None:
+    if isinstance(scheme, Auto):
+        raise ValueError(f"cost: got {cost.name!r} with solver 'auto', wanted 'x_t'")
+    if beam > 1:
+        raise ValueError(f"beam: got {beam} with cost {cost.name!r}, wanted 1")
+    if calibration is not None:
+        raise ValueError(f"calibration: got {calibration!r} with cost {cost.name!r}, wanted None")
+    if weight is not None and not cost.weighted:
+        raise ValueError(f"weight: got one with cost {cost.name!r}, which is no distance of states, wanted None")
 
 
 def _check_auto(config: Auto, noise: Tensor, steps: int, make_grid: MakeGrid) -> None:
@@ -301,8 +324,14 @@ def _one(
     )
 
 
-def _settings(guide: solvers.Solver, options: dict[str, Any]) -> dict[str, str | int | None]:
-    return {"teacher_solver": guide.name, "candidates": options["candidates"], "beam": options["beam"]}
+def _settings(guide: solvers.Solver, options: dict[str, Any]) -> dict[str, Any]:
+    by: Cost | None = options.get("cost")
+    return {
+        "teacher_solver": guide.name,
+        "candidates": options["candidates"],
+        "beam": options["beam"],
+        "judged_by": {} if by is None else by.describe(),
+    }
 
 
 def _median(plans: list[Plan], t: Tensor) -> Plan:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +19,8 @@ from torch import Tensor
 from oss_ext import kernels, solvers
 from oss_ext.proposals import CHUNK, propose
 from oss_ext.stages_calibration import Calibrator
+from oss_ext.stages_cost import Judge
+from oss_ext.stages_table import Table, Winners, best_coefficients, check_reached, rows_of
 from oss_ext.teacher import Ask, Teacher
 
 
@@ -40,28 +41,6 @@ class Stage:
     gains: Tensor | None = None
 
 
-class _Winners(NamedTuple):
-    """The best steps into every row: as in `Stage`, on the device, and their states [B, R, D]."""
-
-    values: Tensor
-    backpointers: Tensor
-    coefficients: Tensor | None
-    states: Tensor
-
-
-@dataclass
-class _Table:
-    """The rows that a stage starts from. states, output: [B, R, D]. earlier: the predictions that the solver carries of
-    the earlier nodes of each row's path, newest first, alike. past: float64 [R, h] or [B, R, h], their flow times, NaN
-    where the path is younger. sources: for every rank the half-open range of nodes that hold a state."""
-
-    states: Tensor
-    output: Tensor
-    earlier: list[Tensor]
-    past: Tensor
-    sources: list[tuple[int, int]]
-
-
 def run_stages(
     starts: Tensor,
     t: Tensor,
@@ -77,6 +56,7 @@ def run_stages(
     nodes: Tensor | None = None,
     weight: Tensor | None = None,
     calibrator: Calibrator | None = None,
+    judge: Judge | None = None,
 ) -> Generator[Ask, Tensor, list[Stage]]:
     """Stages 1..steps. Stage k evaluates the nodes that k - 1 steps reach, k - 1..M - 2, and nothing else; stage 1 has
     the teacher's evaluation at node 0, and with `free` evaluates the others at their `starts`.
@@ -84,18 +64,21 @@ def run_stages(
     starts: [B, M, D], float32 or float64: where a path may begin. t: float64 [M] on the CPU. shape: of a sample.
     samples: which rows of the search's noise these are. beam: W; above 1 only with `joint`.
     nodes: int64 [M], what the asks call the nodes; None: 0..M - 1. weight: [D], of the numbers of a state in the costs.
-    calibrator: of all states before they are evaluated; node 0 is then evaluated again.
+    calibrator: of all states before they are evaluated; node 0 is then evaluated again. judge: of the steps, by another
+    cost than the distance to the teacher's states; of the last stage's it judges those into the clean node alone.
     """
     last = len(t) - 1
     nodes = torch.arange(last + 1) if nodes is None else nodes
     times = t.to(starts.device)
-    table = _Table(
+    table = Table(
         starts,
         torch.empty_like(starts),
         [torch.zeros_like(starts) for _ in range(solver.history)],
         torch.full((last + 1, solver.history), torch.nan, dtype=torch.float64, device=starts.device),
         [(0, last if free else 1)],
     )
+    if judge is not None:
+        yield from judge.learn(teacher.states)
     stages = []
     for budget in range(1, steps + 1):
         known = 0  # of the first sources, evaluated by the teacher
@@ -104,7 +87,7 @@ def run_stages(
             known = 1
         gains = None
         rows = torch.cat([rank * (last + 1) + torch.arange(*span) for rank, span in enumerate(table.sources)])[known:]
-        if len(rows):
+        if len(rows) and not table.answered:
             at = rows % (last + 1)
             index = _neighbours(rows, starts.device)
             if calibrator is not None:
@@ -113,12 +96,12 @@ def run_stages(
                 gains = calibrator.apply(table.states, rows, teacher.states)
             sent = yield Ask(table.states[:, index].unflatten(2, shape), t[at], samples, nodes[at])
             table.output[:, index] = sent.flatten(2)
-        won = (
-            _beam_winners(table, times, teacher.states, solver, beam, weight)
-            if beam > 1
-            else _winners(table, times, teacher.states, solver, joint, weight)
-        )
-        _check_reached(won.backpointers[..., : last + 1], budget, nodes)
+        first = budget if judge is None or budget < steps else last
+        if beam > 1:
+            won = _beam_winners(table, times, teacher.states, solver, beam, weight)
+        else:
+            won = yield from _winners(table, times, teacher.states, solver, joint, weight, judge, budget, first)
+        check_reached(won.backpointers[..., : last + 1], nodes, budget, first)
         stages.append(
             Stage(
                 won.values.cpu(),
@@ -141,7 +124,7 @@ def path_of(stages: list[Stage], nodes: int) -> tuple[Tensor, Tensor | None]:
     path, coefficients = [row], []
     for stage, pointer in zip(reversed(stages), reversed(pointers), strict=True):
         if stage.coefficients is not None:
-            coefficients.append(_rows(stage.coefficients, row))
+            coefficients.append(rows_of(stage.coefficients, row))
         row = pointer.gather(-1, row)
         path.append(row)
     return torch.cat(path[::-1], -1) % nodes, torch.cat(coefficients[::-1], -2) if coefficients else None
@@ -153,16 +136,7 @@ def _neighbours(rows: Tensor, device: torch.device) -> slice | Tensor:
     return slice(begin, begin + count) if int(rows[-1]) - begin + 1 == count else rows.to(device)
 
 
-def _rows(table: Tensor, source: Tensor) -> Tensor:
-    """table[..., source[..., j], :] for every j: table [R, C] or [B, R, C], source [n] or [B, n]."""
-    if source.ndim == 1:
-        return table[..., source, :]
-    if table.ndim == 2:
-        return table[source]
-    return table.gather(1, source[..., None].expand(-1, -1, table.shape[-1]))
-
-
-def _next(table: _Table, won: _Winners, times: Tensor, solver: solvers.Solver) -> _Table:
+def _next(table: Table, won: Winners, times: Tensor, solver: solvers.Solver) -> Table:
     """The winners as the rows of the next stage, each with the history of the row that it came from."""
     count, last = len(times), len(times) - 1
     source = won.backpointers.clamp(min=0).long()
@@ -170,9 +144,9 @@ def _next(table: _Table, won: _Winners, times: Tensor, solver: solvers.Solver) -
     if solver.history:
         before = times.repeat(table.states.shape[1] // count)
         kept = solvers.carried(solver.carries, table.states, table.output, before.to(table.states.dtype)[:, None])
-        earlier = [_rows(vectors, source) for vectors in [kept, *earlier[:-1]]]
+        earlier = [rows_of(vectors, source) for vectors in [kept, *earlier[:-1]]]
         now = before.expand(source.shape[:-1] + before.shape)
-        past = torch.cat([now.gather(-1, source)[..., None], _rows(table.past, source)[..., :-1]], -1)
+        past = torch.cat([now.gather(-1, source)[..., None], rows_of(table.past, source)[..., :-1]], -1)
     reached = won.backpointers.view(*won.backpointers.shape[:-1], -1, count) >= 0
     sources = []
     for rank in range(reached.shape[-2]):
@@ -180,48 +154,57 @@ def _next(table: _Table, won: _Winners, times: Tensor, solver: solvers.Solver) -
         here = here.all(0) if here.ndim == 2 else here
         if bool(here.any()):  # more paths lead to later nodes: once a rank is filled, it stays so
             sources.append((int(here.int().argmax()), last))
-    return _Table(won.states, torch.empty_like(won.states), earlier, past, sources)
+    output = torch.empty_like(won.states) if won.output is None else won.output
+    return Table(won.states, output, earlier, past, sources, won.output is not None)
 
 
 def _winners(
-    table: _Table, times: Tensor, target: Tensor, solver: solvers.Solver, joint: bool, weight: Tensor | None
-) -> _Winners:
-    """One state a node. Coefficients of samples with paths of their own come in chunks."""
+    table: Table,
+    times: Tensor,
+    target: Tensor,
+    solver: solvers.Solver,
+    joint: bool,
+    weight: Tensor | None,
+    judge: Judge | None,
+    budget: int,
+    first: int,
+) -> Generator[Ask, Tensor, Winners]:
+    """One state a node; those before node number `first` may be left out. Coefficients of samples with paths of their
+    own come in chunks."""
     basis = [table.states, table.output, *table.earlier]
     batch, count = basis[0].shape[:2]
     own = table.past.ndim == 3
     size = max(1, CHUNK // (count * count * len(basis))) if own else batch
     parts = []
     for low in range(0, batch, size):
-        part = slice(low, low + size)
+        part = slice(low, min(low + size, batch))
         piece = [vectors[part] for vectors in basis]
         past = table.past[part] if own else table.past
         offer = propose(solver, piece, target[part], past, times, table.sources[0], joint, weight)
-        values, backpointers = kernels.min_reduce(offer.cost, joint=joint)
-        chosen = _best(offer.coefficients, backpointers) if solvers.is_searched(solver) else None
-        parts.append(_Winners(values, backpointers, chosen, kernels.advance(piece, offer.coefficients, backpointers)))
+        output = None
+        if judge is None:
+            values, backpointers = kernels.min_reduce(offer.cost, joint=joint)
+            states = kernels.advance(piece, offer.coefficients, backpointers)
+        else:
+            values, backpointers, states, output = yield from judge.choose(piece, offer, part, budget, first)
+        chosen = best_coefficients(offer.coefficients, backpointers) if solvers.is_searched(solver) else None
+        parts.append(Winners(values, backpointers, chosen, states, output))
     if len(parts) == 1:
         return parts[0]
     best = [part.coefficients for part in parts if part.coefficients is not None]
-    return _Winners(
+    outputs = [part.output for part in parts if part.output is not None]
+    return Winners(
         torch.cat([part.values for part in parts]),
         torch.cat([part.backpointers for part in parts]),
         torch.cat(best) if best else None,
         torch.cat([part.states for part in parts]),
+        torch.cat(outputs) if outputs else None,
     )
 
 
-def _best(coefficients: Tensor, backpointers: Tensor) -> Tensor:
-    """[M, P] or [B, M, P]: the coefficients [M, M, P] or [B, M, M, P] of the step into each node."""
-    source = backpointers.clamp(min=0).long()[..., None, :, None]
-    shape = torch.broadcast_shapes(coefficients.shape[:-3], source.shape[:-3])
-    index = source.expand(*shape, 1, source.shape[-2], coefficients.shape[-1])
-    return coefficients.expand(*shape, *coefficients.shape[-3:]).gather(-3, index).squeeze(-3)
-
-
 def _beam_winners(
-    table: _Table, times: Tensor, target: Tensor, solver: solvers.Solver, beam: int, weight: Tensor | None
-) -> _Winners:
+    table: Table, times: Tensor, target: Tensor, solver: solvers.Solver, beam: int, weight: Tensor | None
+) -> Winners:
     """The `beam` best states of every node. Among equal costs the noisiest node wins, then the better rank."""
     count = len(times)
     basis = [table.states, table.output, *table.earlier]
@@ -240,21 +223,9 @@ def _beam_winners(
     states = torch.zeros_like(target).repeat(1, len(values), 1)
     for p, vectors in enumerate(basis):
         states += best[:, p : p + 1].to(vectors.dtype) * vectors[:, row]
-    return _Winners(
+    return Winners(
         values.flatten(),
         torch.where(values.isfinite().flatten(), row, -1).to(torch.int32),
         best if solvers.is_searched(solver) else None,
         states,
     )
-
-
-def _check_reached(backpointers: Tensor, budget: int, nodes: Tensor) -> None:
-    """Every node from `budget` on has a path of `budget` steps, unless all its costs overflowed."""
-    missing = backpointers[..., budget:] < 0
-    if bool(missing.any()):
-        at = missing.nonzero()[0].tolist()
-        sample = f", sample {at[0]}" if missing.ndim == 2 else ""
-        raise ValueError(
-            f"model: no finite cost reaches node {int(nodes[at[-1] + budget])} in {budget} steps{sample}: the model's "
-            "outputs or the noise are too large for the states' dtype"
-        )

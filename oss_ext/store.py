@@ -36,6 +36,12 @@ def states_of_search(nodes: int, candidates: int, history: int, beam: int) -> in
     return nodes + 3 + candidates * (1 + beam * (4 + 2 * history))
 
 
+def states_of_cost(candidates: int) -> int:
+    """Of a cost other than the distance of states, at most: features of the teacher's as large as states, and the
+    states, outputs, asks and features of the candidates beside those of the best."""
+    return 7 * candidates
+
+
 def states_of_path(steps: int, teacher_nodes: int) -> int:
     """Of runs along one path beside another: outputs, a basis and a few states, and the nodes of the teacher kept."""
     return teacher_nodes + 3 * steps + 6

@@ -22,12 +22,14 @@ class Ask(NamedTuple):
     states: [b, m, *shape], in flow coordinates. t: float64 [m] on the CPU, their flow times, all above 0.
     samples: which rows of the noise (and of cond) the b samples are.
     nodes: int64 [m] on the CPU, where the states stand at nodes of the grid; None elsewhere.
+    purpose: what its evaluations are counted as; None: as the part of the search that it comes from.
     """
 
     states: Tensor
     t: Tensor
     samples: slice
     nodes: Tensor | None
+    purpose: str | None = None
 
 
 @dataclass(frozen=True)

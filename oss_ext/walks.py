@@ -77,12 +77,6 @@ def fit_step(
     return torch.cat([weights, weights.new_zeros(2 + solver.history - len(weights))])
 
 
-def squared_error(state: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """float64 [B] on the CPU: mean squared difference of [B, D]; weight: [D], of the squares."""
-    squares = (state.double() - target.double()).square()
-    return (squares if weight is None else squares * weight.double()).mean(1).cpu()
-
-
 def _output(
     walk: solvers.Walk,
     noise: Tensor,

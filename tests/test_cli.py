@@ -122,6 +122,20 @@ def test_search_options_of_the_stages(folder: Path) -> None:
     assert found["nfe"] != oss_ext.dp_search(model, noise, 3, teacher_steps=8, solver="mixed").nfe
 
 
+def test_search_by_another_cost(folder: Path) -> None:
+    options = ("here:build", *SMALL, "--model-arg", "gain=3", "--seed", 4, "--json")
+    model = oss_ext.FlowModel(lambda x, t: 3 * x.sin() * t.view(-1, 1) ** 2)
+    noise = torch.randn(2, 5, generator=torch.Generator().manual_seed(4))
+    for more, cost in (((), "x0"), (("--cost-sources", 2), oss_ext.costs.X0(2))):
+        found = one_object(run("search", *options, "--cost", "x0", *more))
+        wanted = oss_ext.dp_search(model, noise, 3, teacher_steps=8, cost=cost)
+        assert found["cost"] == "x0" and found["nfe"] == wanted.nfe and found["nfe"]["cost"] > 0
+        loaded = Schedule.load("schedule.json")
+        assert torch.equal(loaded.t, wanted.schedule.t)
+        assert loaded.provenance.judged_by == wanted.schedule.provenance.judged_by
+    assert "cost_sources: got 2 with cost 'x_t'" in run("search", *options, "--cost-sources", 2).stderr
+
+
 @pytest.mark.parametrize("method", ["nodes", "gradient"])
 def test_search_refines(folder: Path, method: str) -> None:
     options = ("here:build", *SMALL, "--model-arg", "gain=3", "--seed", 4, "--json")

@@ -24,6 +24,7 @@ MODEL, NOISE = FlowModel(both), normal(6, 7, seed=3)
 WEIGHT = torch.tensor([7 / 3] * 3 + [0.0] * 4, dtype=torch.float64)
 CASES = [("euler", {}), ("dpmpp_2m", {}), ("mixed", {}), (Fitted(history=2), {}), (Fitted(), {"beam": 2})]
 CASES += [("euler", {"share": "median"}), ("ab2", {"share": "per_sample"}), (Fitted(), {"start": "free"})]
+CASES += [("euler", {"cost": "x0"}), ("ab2", {"cost": "x0", "share": "per_sample"})]
 
 
 @pytest.mark.parametrize(("solver", "options"), CASES)

@@ -38,6 +38,53 @@ def plain_search(velocity: Velocity, noise: Tensor, times: list[float], steps: i
     return found
 
 
+def plain_cost_search(
+    velocity: Velocity,
+    noise: Tensor,
+    times: list[float],
+    steps: int,
+    *,
+    features: Callable[[Tensor, Tensor | None, float], Tensor],
+    sources: int,
+    free: bool = False,
+    clean: bool = False,
+) -> tuple[dict[int, list[int]], dict[tuple[int, int], float], int]:
+    """`plain_search`, but of the `sources` steps into a node that land nearest the one is kept whose features are
+    nearest to the teacher's. features(states, velocity or None at the clean node, t); clean: at the clean node too.
+
+    Returns ({k: nodes}, {(k, node): its least cost, mean over the samples}, evaluations a sample at the candidates).
+    """
+    last = len(times) - 1
+    teacher = run(velocity, times[0] * noise, times)
+    wanted = [features(y, velocity(y, t) if t > 0 else None, t) for y, t in zip(teacher, times, strict=True)]
+    reached = {i: ([i], times[i] * noise) for i in (range(last) if free else [0])}
+    found, values, spent = {}, {}, 0
+    for budget in range(1, steps + 1):
+        offers: dict[int, list[tuple[float, int, list[int], Tensor]]] = {}
+        for i, (path, x) in sorted(reached.items()):
+            v = velocity(x, times[i])
+            for j in range(i + 1, last + 1):
+                z = x + (times[j] - times[i]) * v
+                offers.setdefault(j, []).append((float((z - teacher[j]).square().mean()), i, [*path, j], z))
+        kept = {}
+        for j, several in offers.items():
+            if j < last and budget == steps:
+                continue
+            judged = []
+            for near, i, path, z in sorted(several, key=lambda offer: offer[:2])[:sources]:
+                if j < last or clean:
+                    near = float(
+                        (features(z, velocity(z, times[j]) if j < last else None, times[j]) - wanted[j]).square().mean()
+                    )
+                    spent += j < last
+                judged.append((near, i, path, z))
+            values[budget, j], _, path, z = min(judged, key=lambda offer: offer[:2])
+            kept[j] = (path, z)
+        found[budget] = kept[last][0]
+        reached = {j: entry for j, entry in kept.items() if j < last}
+    return found, values, spent
+
+
 def brute_force(velocity: Velocity, noise: Tensor, times: list[float], steps: int, free: bool) -> dict[tuple, float]:
     """{nodes: mean squared distance to the teacher at the clean node} over every schedule of exactly `steps` steps."""
     last = len(times) - 1

@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from torch import Tensor
 from tqdm import tqdm
 
-from oss_ext import grids, solvers
+from oss_ext import costs, grids, solvers
 from oss_ext.auto import Auto
+from oss_ext.costs import Cost
 from oss_ext.integrations.diffusers import describe, mismatch
 from oss_ext.integrations.diffusers.attach import native_scheduler, replace, restore
 from oss_ext.integrations.diffusers.calls import Call
@@ -52,6 +53,7 @@ def search(
     beam: int = 1,
     weight: Tensor | None = None,
     calibration: str | None = None,
+    cost: str | Cost = "x_t",
     store: str = "auto",
     loop: str = "auto",
     progress: bool | ProgressCallback = True,
@@ -64,7 +66,8 @@ def search(
     asks for. Its class need not be known. Nothing is decoded. The pipe is left as it was, after an exception too.
 
     steps, solver, teacher_steps, share, start, teacher_solver, candidates, beam, weight (as one sample of the
-        loop's latents), calibration, store, metadata: as for `dp_search`.
+        loop's latents), calibration, cost, store, metadata: as for `dp_search`; `costs.Feature` sees latents, and
+        `costs.Perceptual` is refused: the pipeline calls its network as it likes.
     samples: how many noises, a multiple of what one call of the pipeline gives; None: one call, or as many as make 4.
         Every call's state is kept: raise num_images_per_prompt where the memory allows, else several calls take turns.
     calls: further arguments, one dict a call, used in turn: calls=[{"prompt": p} for p in prompts].
@@ -97,6 +100,8 @@ def search(
     choice("nodes", nodes, grids.NODES)
     _no_caches(pipe)
     _check_metadata(metadata)
+    if isinstance(cost, costs.Perceptual):
+        raise ValueError("cost: got a perceptual one, which dp_search alone can make, wanted another")
     model = family.terms()
     whole = nodes == "integer" and family.alphas_cumprod is not None
     watch = Watch()
@@ -121,6 +126,7 @@ def search(
             beam=beam,
             weight=weight if noise.shape[1:] != (1,) else None,
             calibration=calibration,
+            cost=cost if noise.shape[1:] != (1,) else costs.for_counting(cost),
             store=store,
             make_grid=lambda name, budget: on_nodes(grids.for_model(name, budget, model)),
         )

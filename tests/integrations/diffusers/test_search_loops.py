@@ -145,7 +145,15 @@ def test_auto_and_a_free_start_through_the_loop():
 
 
 @pytest.mark.parametrize(
-    "options", [{"calibration": "affine"}, {"store": "host"}, {"beam": 2, "solver": "fitted"}, {"share": "per_sample"}]
+    "options",
+    [
+        {"calibration": "affine"},
+        {"store": "host"},
+        {"beam": 2, "solver": "fitted"},
+        {"share": "per_sample"},
+        {"cost": "x0"},
+        {"cost": "x0", "share": "per_sample"},
+    ],
 )
 def test_options_of_the_search(options):
     pipe = strange()
@@ -156,6 +164,7 @@ def test_options_of_the_search(options):
     wanted = plain(pipe, steps=3, teacher_steps=8, grid="flow:shift=2", **options, **more)
     for budget in (1, 2, 3):
         torch.testing.assert_close(found.endpoints[budget], wanted.endpoints[budget], rtol=1e-4, atol=1e-4)
+    assert found.nfe == wanted.nfe and ("cost" in found.nfe) == ("cost" in options)
     if options.get("calibration"):
         with (
             applied(pipe, found.schedule),
@@ -170,6 +179,17 @@ def test_options_of_the_search(options):
         with applied(pipe, found.schedule):
             out = pipe(generator=torch.Generator().manual_seed(3))[0]
         torch.testing.assert_close(out, found.endpoints[3], rtol=1e-3, atol=1e-3)
+
+
+def test_costs_of_features_and_of_activations():
+    pipe = strange()
+    cost = oss_ext.costs.Feature(lambda x: x.flatten(1)[:, ::2].sin(), of="x_t")
+    found = search(pipe, 3, seed=3, solver="ab2", cost=cost, **SMALL)
+    wanted = plain(pipe, steps=3, solver="ab2", teacher_steps=8, grid="flow:shift=2", cost=cost)
+    torch.testing.assert_close(found.values, wanted.values, rtol=1e-3, atol=1e-6)
+    with pytest.raises(ValueError, match="cost: got a perceptual one, which dp_search alone can make"):
+        net = torch.nn.Sequential(torch.nn.Identity()).eval()
+        search(pipe, 3, cost=oss_ext.costs.Perceptual(net, "0"), **SMALL)
 
 
 def test_several_calls_take_turns():
