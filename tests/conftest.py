@@ -29,6 +29,14 @@ def ctrl_c() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture
+def double() -> Iterator[None]:
+    """float64 by default."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 def cuda_missing() -> str | None:
     """Why CUDA tests cannot run here, or None."""
     if not oss_ext.build_info()["cuda"]:

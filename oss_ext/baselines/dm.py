@@ -65,8 +65,8 @@ def dm(
     minimizer: "lbfgs", or "trust-constr", the authors', which needs scipy. See above.
     ending: theirs ends at sigma_min. "replace": so does the optimisation, of `steps` steps, and the last becomes 0.
         "append": it is of one step less, and sigma_min to 0 follows.
-    sigma_min, sigma_max: the ends, of x0 + sigma eps; None: the model's, or 0.002 and 80 where it leaves them open;
-        for flow models, which begin at sigma = inf, a larger sigma_max is worth trying.
+    sigma_min, sigma_max: the ends, of x0 + sigma eps; None: the model's, or 0.002 and 400 where it leaves them open, as
+        flow models do (`ends.SIGMA_MAX` says why not the paper's 80).
     iterations: of L-BFGS, for each of five roundings; of the trust region ten times as many.
 
     details: "objective", "start", "objectives" {start: the objective reached}, "lambdas" float64 [nodes].

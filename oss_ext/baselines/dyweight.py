@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from oss_ext import grids, solvers
-from oss_ext.baselines.ends import path_of
+from oss_ext.baselines.ends import edm_of, path_of, teacher_of
 from oss_ext.baselines.found import Found
 from oss_ext.baselines.student import Loss, at_the_end, check_loss
 from oss_ext.baselines.training import DEFAULT, Lesson, Task, Training, learn
@@ -48,7 +48,7 @@ def dyweight(
     training: Training = DEFAULT,
     teacher_steps: int = DEFAULT_STEPS,
     teacher_solver: str | solvers.Solver = DEFAULT_SOLVER,
-    grid: str | Tensor = "edm",
+    grid: str | Tensor | None = None,
     cond: Mapping[str, Tensor] | None = None,
     batch_size: int | None = None,
     progress: bool | ProgressCallback = False,
@@ -56,9 +56,10 @@ def dyweight(
     """A schedule of `steps` steps with learned weights and told levels.
 
     noise: [B, ...], B >= 2; the last quarter judges. teacher_steps, teacher_solver, grid, cond, batch_size, progress:
-        as for `dp_search`; grid is the teacher's alone.
+        as for `dp_search`; grid is the teacher's alone, None: "edm", or "flow" for flow models.
     nodes: the student's grid, a name or flow times [steps + 1], from below t = 1, where sigma is infinite. None:
-        theirs, the steps + 1 nodes of "edm" that lead to sigma_min, the last of which becomes 0.
+        theirs, the steps + 1 nodes of "edm" that lead to sigma_min, the last of which becomes 0. Flow models begin at
+        sigma = 400 (`ends.SIGMA_MAX` says why).
     start: "ipndm_4" or another order of it, or "euler": the weights at first.
     history: how many earlier predictions have weights; None: all.
     told: whether the levels that the network is told are learned too.
@@ -72,6 +73,7 @@ def dyweight(
     check_model(model)
     check_loss(loss)
     steps = whole_number("steps", steps, least=1)
+    grid = teacher_of(grid, model)
     fine = grids.of_teacher(grid, teacher_steps, model)
     task = Task.check(model, noise, cond, fine, teacher_solver, training, RATE, batch_size, progress)
     t = _nodes(nodes, steps, model)
@@ -154,7 +156,7 @@ def rows_of(weights: Tensor, true: Tensor, t: Tensor) -> Tensor:
 
 def _nodes(nodes: str | Tensor | None, steps: int, model: Denoiser) -> Tensor:
     if nodes is None:
-        t = grids.for_model("edm", steps + 1, model)[:-1]
+        t = grids.for_model(edm_of(model), steps + 1, model)[:-1]
         t[-1] = 0
     else:
         t = path_of(nodes, steps, model)

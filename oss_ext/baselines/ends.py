@@ -10,10 +10,27 @@ from torch import Tensor
 from oss_ext import grids
 from oss_ext.models import Denoiser
 
+SIGMA_MAX = 400.0
+"""Where grids of sigma begin on models that leave it open: flow models, from sigma = inf. The papers' 80 is EDM's, and
+the state there is not the noise yet. On the bundled flow model DM with UniPC(3) then has 22.6, 29.4 and 33.4 dB at 5,
+10 and 20 steps (mean over 24 noises, guidance 1); from 400 on 24.6, 35.1 and 45.2, from 1000 on 24.6, 34.2 and 46.1."""
+
+
+def edm_of(model: Denoiser) -> str:
+    """The name of EDM's grid over the sigmas of the model, or to `SIGMA_MAX`."""
+    return f"edm:sigma_max={SIGMA_MAX:g}" if model.t_max >= 1 else "edm"
+
+
+def teacher_of(grid: str | Tensor | None, model: Denoiser) -> str | Tensor:
+    """`grid`; None: the papers' "edm", or "flow" where sigma begins at inf."""
+    return grid if grid is not None else "flow" if model.t_max >= 1 else "edm"
+
 
 def lambda_ends(model: Denoiser, sigma_min: float | None, sigma_max: float | None) -> Tensor:
-    """float64 [2]: -log sigma at sigma_max, then at sigma_min; None: the model's own, or 80 and 0.002 where it leaves
-    them open. Raises TypeError, or ValueError in the words of `grids.make`."""
+    """float64 [2]: -log sigma at sigma_max, then at sigma_min; None: the model's own, or `SIGMA_MAX` and 0.002 where it
+    leaves them open. Raises TypeError, or ValueError in the words of `grids.make`."""
+    if sigma_max is None and model.t_max >= 1:
+        sigma_max = SIGMA_MAX
     given = {"sigma_min": sigma_min, "sigma_max": sigma_max}
     asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     for name, value in asked.items():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from oss_ext import grids, kernels, solvers
+from oss_ext.baselines.ends import edm_of
 from oss_ext.baselines.found import Found, deployed_with, schedule_of
 from oss_ext.drive import drive
 from oss_ext.evaluate import pick_batch_size, state_dtype
@@ -35,7 +36,7 @@ def gits(
     steps: int = 10,
     *,
     teacher_steps: int = 60,
-    grid: str | Tensor = "edm",
+    grid: str | Tensor | None = None,
     solver: str | solvers.Solver = "ipndm_4",
     teacher_solver: str | solvers.Solver = "ipndm_4",
     metric: str = "deviation",
@@ -48,11 +49,10 @@ def gits(
     """Schedules of 1..`steps` steps along the teacher's grid, from one cost matrix. The paper's settings are the
     defaults: 61 nodes of the EDM grid, iPNDM of order 4, 256 samples.
 
-    Theirs ends at sigma_min; the teacher and every schedule here end at 0, with as many evaluations. A flow
-    model begins at sigma = inf, this grid at 80, which may be worse against a teacher from t = 1: try larger ones,
-    "edm:sigma_max=400".
+    Theirs ends at sigma_min; the teacher and every schedule here end at 0, with as many evaluations. A flow model
+    begins at sigma = inf; the grid then begins at 400 instead of their 80 (`ends.SIGMA_MAX` says why).
 
-    noise, cond, batch_size, progress, teacher_steps, grid, teacher_solver: as for `dp_search`.
+    noise, cond, batch_size, progress, teacher_steps, grid, teacher_solver: as for `dp_search`; no grid: as said.
     solver: what the schedules are to run with; the path does not depend on it.
     metric: the cost of a jump, a mean over the samples. "deviation": how much farther from the straight line between
         the ends of the trajectory it lands than the teacher's state lies; may be below 0. "l2", "l1": distance to the
@@ -68,6 +68,7 @@ def gits(
     check_model(model)
     noise = check_noise(noise)
     given = check_cond(cond, noise)
+    grid = edm_of(model) if grid is None else grid
     t = grids.of_teacher(grid, teacher_steps, model)
     steps = whole_number("steps", steps, least=1, most=len(t) - 1, most_is=", the teacher's steps")
     deployed, guide = deployed_with(solver), check_guide(teacher_solver)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from oss_ext import grids, solvers
-from oss_ext.baselines.ends import lambda_ends
+from oss_ext.baselines.ends import lambda_ends, teacher_of
 from oss_ext.baselines.found import Found, deployed_with, schedule_of
 from oss_ext.baselines.student import Loss, Student, at_the_end, check_loss, within
 from oss_ext.drive import drive
@@ -67,7 +67,7 @@ def ld3(
     sigma_max: float | None = None,
     teacher_steps: int = DEFAULT_STEPS,
     teacher_solver: str | solvers.Solver = DEFAULT_SOLVER,
-    grid: str | Tensor = "edm",
+    grid: str | Tensor | None = None,
     cond: Mapping[str, Tensor] | None = None,
     batch_size: int | None = None,
     progress: bool | ProgressCallback = False,
@@ -77,7 +77,8 @@ def ld3(
     Theirs ends at sigma_min; here that last time becomes 0, with as many evaluations.
 
     noise: [B, ...], B >= 2; the paper takes 50 to learn and 50 to judge. cond, batch_size, progress, teacher_steps,
-        teacher_solver, grid: as for `dp_search`; the grid is the teacher's alone.
+        teacher_solver, grid: as for `dp_search`; the grid is the teacher's alone, None: "edm", or "flow" for flow
+        models.
     solver: what the schedule is learned for.
     mode: what is learned: gaps of "lambda" = -log sigma between sigma_max and sigma_min (theirs in pixels), or of flow
         "time" between the model's ends. None: "lambda" where the noisiest sigma is finite.
@@ -98,6 +99,7 @@ def ld3(
         raise ValueError("noise: got 1 sample, wanted at least 2: half of them only judge")
     steps = whole_number("steps", steps, least=1)
     deployed, guide = deployed_with(solver), check_guide(teacher_solver)
+    grid = teacher_of(grid, model)
     fine = grids.of_teacher(grid, teacher_steps, model)
     kind = ("lambda" if model.t_max < 1 else "time") if mode is None else choice("mode", mode, MODES)
     if not isinstance(second, bool):

@@ -10,71 +10,30 @@ import torch
 from helpers.analytic import mixture
 from helpers.ld3 import learner
 from helpers.peers import agreement, checkout
+from helpers.rivals import LD3_STUBS, LOW, ONE_PROCESS, gits_grid, gits_nodes, ld3_loss_and_slope
 
 from oss_ext import EDMModel, Schedule
 from oss_ext.baselines import dm, gits
 from oss_ext.baselines.dm import objective
 from oss_ext.baselines.ld3 import place
 
-
-@pytest.fixture
-def double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-ONE_PROCESS = {
-    "torch_utils": {"__path__": []},
-    "torch_utils.distributed": {"print0": lambda *_: None, "get_world_size": lambda: 1, "get_rank": lambda: 0},
-    "torch_utils.download_util": {"check_file_by_key": None},
-}
 SHAPE = (2, 3, 3)
 ds_solver = importlib.import_module("oss_ext.baselines.ds_solver")
 dyweight = importlib.import_module("oss_ext.baselines.dyweight")
 
 
-class Net:
-    """The network that GITS' code wants: net(x, sigma, class_labels) -> x0."""
-
-    img_channels, img_resolution, label_dim = 2, 3, 0
-
-    def __init__(self, model):
-        self.model = model
-
-    def __call__(self, x, sigma, class_labels=None):
-        return self.model.fn(x, sigma.expand(len(x)))
-
-
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("metric, theirs", [("deviation", "dev"), ("l2", "l2"), ("l1", "l1")])
 def test_gits_nodes(monkeypatch, double, seed, metric, theirs):
-    """gits_utils.get_dp_list on one process, 61 nodes, iPNDM-4, float64. Its last node is sigma_min, ours 0: sigma_min
-    is tiny."""
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
-    low = 1e-6
-    model = EDMModel(mixture(seed, shape=SHAPE).edm().fn, low, 80.0)
-    settings = {
-        "dataset_name": "mixture", "num_warmup": 31, "max_batch_size": 32, "sigma_min": low, "sigma_max": 80.0,
-        "num_steps_tea": 61, "schedule_type": "polynomial", "schedule_rho": 7, "afs": False, "metric": theirs,
-        "model_source": "edm", "solver_tea": "ipndm", "solver": "ipndm", "max_order": 4, "prompt": None,
-    }  # fmt: skip
-    grid = torch.linspace(80 ** (1 / 7), low ** (1 / 7), 61, dtype=torch.float64) ** 7
-    grid = torch.cat([grid[:-1], grid.new_zeros(1)])
-    with checkout("diff-sampler", source="gits-main", stubs=ONE_PROCESS):
-        module = importlib.import_module("gits_utils")
-        for coefficient in (1.0, 1.15):
-            for steps in (3, 5, 8, 10):
-                torch.manual_seed(seed)
-                nodes = module.get_dp_list(
-                    Net(model), torch.device("cpu"), num_steps=steps + 1, coeff=coefficient, **settings
-                )
-                torch.manual_seed(seed)
-                noise = torch.randn(32, *SHAPE)
-                ours = gits(
-                    model, noise, steps, grid=grid / (1 + grid), metric=metric, coefficient=coefficient
-                ).details["nodes"]
-                assert ours[steps].tolist() == nodes
+    """61 nodes, iPNDM-4, float64."""
+    model = EDMModel(mixture(seed, shape=SHAPE).edm().fn, LOW, 80.0)
+    cases = [(steps, coefficient) for coefficient in (1.0, 1.15) for steps in (3, 5, 8, 10)]
+    wanted = gits_nodes(monkeypatch, model, SHAPE, 32, 61, cases, theirs, seed)
+    torch.manual_seed(seed)
+    noise = torch.randn(32, *SHAPE)
+    for (steps, coefficient), nodes in wanted.items():
+        ours = gits(model, noise, steps, grid=gits_grid(61), metric=metric, coefficient=coefficient)
+        assert ours.details["nodes"][steps].tolist() == nodes
 
 
 def schedule_of(module):
@@ -108,17 +67,6 @@ def test_dm_minimum(count):
         ours = dm(model, count, error="latent").details["objective"]
         print(f"\n  {count} steps: theirs {wanted:.6f}, ours {ours:.6f}", end="")
         assert ours <= wanted * (1 + 1e-6)
-
-
-LD3_STUBS = {
-    "lpips": {},
-    "imageio": {},
-    "yaml": {},
-    "PIL": {"__path__": []},
-    "matplotlib": {"__path__": []},
-    "matplotlib.pyplot": {},
-}
-LOW = 1e-6  # their last sigma; ours is 0
 
 
 @pytest.mark.parametrize("count", [3, 4, 7, 8, 12])
@@ -162,28 +110,15 @@ def test_ld3_times(double, mode, seed):
 @pytest.mark.parametrize("steps", [4, 8])
 def test_ld3_loss_and_gradient(double, steps, seed):
     """Of its DPM-Solver++ (order 2) through discretize_model_wrapper, and of ours, from the same parameters."""
-    mix = mixture(seed, shape=SHAPE).edm()
-    model = EDMModel(mix.fn, LOW, 80.0)
+    model = EDMModel(mixture(seed, shape=SHAPE).edm().fn, LOW, 80.0)
     generator = torch.Generator().manual_seed(seed)
     noise, target = (torch.randn(4, *SHAPE, generator=generator) for _ in range(2))
-    raw = (0.5 * torch.randn(steps + 1, generator=generator)).requires_grad_(True)
-
-    def epsilon(x, sigma, condition=None, unconditional=None):
-        return (x - mix.fn(x, sigma)) / sigma.reshape(-1, 1, 1, 1)
-
-    with checkout("LD3", "scipy", stubs=LD3_STUBS):
-        schedule = importlib.import_module("noise_schedulers").NoiseScheduleVE(sigma_min=LOW)
-        wrap = importlib.import_module("trainer").discretize_model_wrapper
-        sampler = importlib.import_module("samplers.dpm_solverpp").DPM_SolverPP(schedule)
-        distance = importlib.import_module("utils").compute_distance_between_two
-        sigma, _ = wrap(raw, 0 * raw, schedule.lambda_max, schedule.lambda_min, schedule, "lambda")()
-        end = sampler.sample_simple(epsilon, schedule.prior_transformation(noise), sigma, sigma, order=2)
-        theirs = distance(target, end, SHAPE[0], SHAPE[1]).mean()
-        slope = torch.autograd.grad(theirs, raw)[0]
+    raw = 0.5 * torch.randn(steps + 1, generator=generator)
+    theirs, slope = ld3_loss_and_slope(model, noise, target, raw)
     own = learner(model, noise, target, steps, ends=-torch.tensor([80, LOW]).log())
-    own.raw.data.copy_(raw.detach())
+    own.raw.data.copy_(raw)
     _, losses = own._slopes(torch.arange(4))
-    off, off_slope = agreement(losses.mean(), theirs.detach()), agreement(own.raw.grad, slope)
+    off, off_slope = agreement(losses.mean(), theirs), agreement(own.raw.grad, slope)
     assert off < 1e-5 and off_slope < 1e-4
 
 

@@ -1,0 +1,70 @@
+"""GITS, DM and LD3 beside their authors' code on the bundled model; skipped without OSS_PEERS (see `test_peers`)."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+from helpers.ld3 import learner
+from helpers.peers import agreement, checkout
+from helpers.rivals import LD3_STUBS, LOW, gits_grid, gits_nodes, ld3_loss_and_slope
+
+from oss_ext import EDMModel, zoo
+from oss_ext.baselines import dm, gits
+from oss_ext.baselines.dm import objective
+
+
+def photo32():
+    """Without a class, float64, as the denoiser in x0 + sigma eps that their code takes."""
+    flow = zoo.load("photo32", dtype=torch.float64)
+
+    def fn(x, sigma):
+        t = sigma / (1 + sigma)
+        inner = x / (1 + sigma).reshape(-1, 1, 1, 1)
+        label = torch.full((len(x),), flow.network.null_label)
+        return inner - t.reshape(-1, 1, 1, 1) * flow.network(inner, t, label)
+
+    return EDMModel(fn, LOW, 80.0), flow.shape
+
+
+def test_gits_nodes(monkeypatch, double):
+    """The very same nodes: 25 of the teacher's, 4 noises."""
+    model, shape = photo32()
+    ((steps, coefficient), nodes), *_ = gits_nodes(monkeypatch, model, shape, 4, 25, [(6, 1.15)], "dev", 0).items()
+    torch.manual_seed(0)
+    ours = gits(model, torch.randn(4, *shape), 10, grid=gits_grid(25), coefficient=coefficient)
+    assert ours.details["nodes"][steps].tolist() == nodes
+
+
+@pytest.mark.parametrize("steps", [5, 10])
+def test_dm_objective(steps):
+    """By their code (LD3's copy, for pixels) our schedule's objective is ours to 1e-6, and no higher than what their
+    minimiser reaches from their start. Theirs begins at sigma 80 and sums no weight alone beyond 7 steps."""
+    flow = zoo.load("photo32")
+    truncate = 3 if steps <= 7 else 0
+    ours = dm(flow, steps, sigma_max=80.0, truncate=truncate, starts="logsnr").details
+    with checkout("LD3", "scipy", stubs=LD3_STUBS):
+        schedules = importlib.import_module("noise_schedulers")
+        theirs = importlib.import_module("samplers.general_solver").StepOptim(schedules.NoiseScheduleVE())
+        value = float(theirs.sel_lambdas_lof_obj(ours["lambdas"][1:-1].numpy(), 0.002))
+        found = theirs.get_ts_lambdas(steps, 0.002)[1]
+    assert value == pytest.approx(ours["objective"], rel=1e-6)
+    wanted = float(objective(found, 1, truncate))
+    print(f"\n  {steps} steps: theirs {wanted:.6f}, ours {ours['objective']:.6f}", end="")
+    assert ours["objective"] <= wanted * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("which", ["first", "learned"])
+def test_ld3_loss_and_gradient(double, which):
+    """At the parameters that learning begins with, and at others: the loss to 1e-5, its slope to 1e-4."""
+    model, shape = photo32()
+    generator = torch.Generator().manual_seed(0)
+    noise, target = torch.randn(2, *shape, generator=generator), 0.5 * torch.randn(2, *shape, generator=generator)
+    raw = torch.ones(5) if which == "first" else 1 + 0.5 * torch.randn(5, generator=generator)
+    theirs, slope = ld3_loss_and_slope(model, noise, target, raw)
+    own = learner(model, noise, target, 4, ends=-torch.tensor([80, LOW]).log())
+    own.raw.data.copy_(raw)
+    _, losses = own._slopes(torch.arange(2))
+    off, off_slope = agreement(losses.mean(), theirs), agreement(own.raw.grad, slope)
+    assert off < 1e-5 and off_slope < 1e-4
