@@ -220,7 +220,7 @@ def _remembering(
             if known is None:
                 known = yield ask
                 if learning and count < keep:
-                    memory.append((ask._replace(states=ask.states.clone()), known.clone()))
+                    memory.append((ask._replace(states=ask.states.clone(), out=None), known.clone()))
             count += 1
             ask = core.send(known)
     except StopIteration as done:

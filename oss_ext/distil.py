@@ -18,6 +18,7 @@ from oss_ext.stages import path_of, run_stages
 from oss_ext.stages_calibration import Calibrator
 from oss_ext.stages_cost import Judge
 from oss_ext.teacher import Ask, Teacher
+from oss_ext.transfer import empty
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ def distil(
     few = teacher if len(nodes) == len(t) else teacher.at(nodes)
     times = t[nodes]
     scales = _scales(noise, times, few, solver, weight) if free else times
-    starts = noise.flatten(1)[:, None] * scales.to(noise)[:, None] if free else few.states
+    starts = few.states
+    if free:
+        starts = torch.mul(noise.flatten(1)[:, None], scales.to(noise)[:, None], out=empty(starts.shape, like=noise))
     calibrator = None if calibration is None else Calibrator(calibration, few.states, joint=joint)
     judge = None
     if cost is not None:

@@ -51,6 +51,7 @@ def drive(
             first_sample=ask.samples.start,
             tick=counter.add,
             device=device,
+            out=ask.out,
         )
 
     return answer(core, reply)

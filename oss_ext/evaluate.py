@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from oss_ext.models import Denoiser
+from oss_ext.transfer import Copies, empty, rectangles
 from oss_ext.validate import whole_number
 
 
@@ -35,6 +36,7 @@ def evaluate(
     tick: Callable[[int], None],
     first_sample: int = 0,
     device: torch.device | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Velocities [B, m, ...], in the dtype of `states` and where those are.
 
@@ -42,6 +44,7 @@ def evaluate(
     dtype: what the network is fed. labels: [m], the node numbers that errors name, None where there are none.
     device: where the network is; None: where the states are, else they go there a batch at a time.
     first_sample: the number of the first sample, for errors. tick: told the evaluations made, after every batch.
+    out: what to write them to and to return, [B, m, ...], any strides; None: a new tensor.
 
     Raises ValueError or TypeError for an output of another shape, dtype or device, and for NaN or inf in one: that
     error names the node, its flow time and the sample, as soon as the whole of `states` has been evaluated.
@@ -49,19 +52,27 @@ def evaluate(
     batch, nodes = states.shape[:2]
     total = batch * nodes
     device = states.device if device is None else device
-    out = torch.empty(states.shape, dtype=states.dtype, device=states.device)
-    flat = out.view(total, *states.shape[2:])
+    out = empty(states.shape, like=states) if out is None else out
+    copies = Copies()
     finite = torch.empty(total, dtype=torch.bool, device=device)
     for begin in range(0, total, batch_size):
         pair = torch.arange(begin, min(begin + batch_size, total))
         sample, node = pair // nodes, pair % nodes
-        x = states[sample.to(states.device), node.to(states.device)].to(device, dtype)
+        parts = list(rectangles(begin, begin + len(pair), nodes))
+        x = torch.empty(len(pair), *states.shape[2:], dtype=states.dtype, device=device)
+        for pairs, rows, columns in parts:
+            source = states[rows, columns]
+            copies.copy(x[pairs].view(source.shape), source)
+        x = x.to(dtype)
         on_device = sample.to(device)
         velocity = model.velocity(x, t[node], {key: value[on_device] for key, value in cond.items()})
         _check_output(velocity, x)
         finite[begin : begin + len(pair)] = _finite_rows(velocity)
-        flat[begin : begin + len(pair)] = velocity  # in another dtype or elsewhere, where it came so
+        for pairs, rows, columns in parts:
+            to = out[rows, columns]
+            copies.copy(to, velocity[pairs].reshape(to.shape))
         tick(len(pair))
+    copies.wait()
     if not bool(finite.all()):
         first = int((~finite).nonzero()[0])
         at = first % nodes

@@ -129,18 +129,22 @@ def min_reduce(cost: Tensor, *, joint: bool = False) -> tuple[Tensor, Tensor]:
     return values, backpointers
 
 
-def advance(basis: Sequence[Tensor], coefficients: Tensor, backpointers: Tensor) -> Tensor:
+def advance(
+    basis: Sequence[Tensor], coefficients: Tensor, backpointers: Tensor, *, out: Tensor | None = None
+) -> Tensor:
     """States of the winning steps: `out[b, j] = sum_p C[b, i, j, p] u_p[b, i]` with i = backpointers[b, j].
 
     Args:
         basis, coefficients: as for `pairwise_cost`.
         backpointers: int32 [M], shared by the batch, or [B, M]; -1 for an unreached target.
+        out: contiguous [B, M, D] in the dtype of the basis, to be written and returned; None: a new tensor.
 
     Returns:
         [B, M, D] in the dtype of the basis; the rows of unreached targets are NaN.
     """
     first = _first(basis)
-    out = torch.empty(first.shape, dtype=first.dtype, device=first.device)
+    if out is None:
+        out = torch.empty(first.shape, dtype=first.dtype, device=first.device)
     _C.advance(
         list(basis),
         _floating("coefficients", coefficients, _accumulate_dtype(first.dtype)),

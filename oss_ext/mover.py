@@ -12,6 +12,7 @@ from oss_ext import solvers
 from oss_ext.fitting import gain_of
 from oss_ext.objective import level, squared_error, steepness
 from oss_ext.teacher import Ask
+from oss_ext.transfer import empty
 from oss_ext.walks import fit_step
 
 ROUNDING = 1e-6
@@ -69,7 +70,9 @@ class Mover:
             else:
                 state = walk.state.reshape(len(self._noise), 1, *self._noise.shape[1:])
                 here = slice(step, step + 1)
-                output = (yield Ask(state, path[here], slice(0, len(self._noise)), at[here])).flatten(1)
+                out = empty(state.shape, like=self._noise)
+                ask = Ask(state, path[here], slice(0, len(self._noise)), at[here], out=out)
+                output = ask.keep((yield ask)).flatten(1)
             if like is not None and step + 1 < known:
                 row = like.rows[step]
             else:

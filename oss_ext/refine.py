@@ -22,7 +22,7 @@ from oss_ext.refine_gradient import Problem, judged_at, polish
 from oss_ext.refine_knobs import Numbers
 from oss_ext.refine_nodes import Nodes, Outcome, replay
 from oss_ext.schedule import Schedule
-from oss_ext.store import home, states_of_path
+from oss_ext.store import give_back, keep, place, states_of_path
 from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS, check_guide
 from oss_ext.validate import check_cond, check_model, check_noise, choice, whole_number
 from oss_ext.walks import run
@@ -120,12 +120,13 @@ def run_refinement(
     if method == "nodes":
         follower = _check_solver(schedule, solver, len(t) - 1)
         kept = len(t) if solvers.is_searched(follower) else 0
-        at = home(store, states, states_of_path(schedule.steps, kept))
+        near = keep(store, states, states_of_path(schedule.steps, kept))
+        at = near.device
         mover = Nodes(schedule, model, t, guide, follower, None if known is None else known.to(at), objective)
         budget = whole_number("evaluations", evaluations, least=1)
         with Counter(mover.bound(budget) * len(noise), progress, "refining") as counter:
             moved = drive(
-                mover.core(states.to(at), budget),
+                mover.core(near, budget),
                 model,
                 cond=given,
                 dtype=noise.dtype,
@@ -135,6 +136,7 @@ def run_refinement(
             )
             counter.finish()
         moved = moved._replace(endpoint=moved.endpoint.to(noise.device))
+        give_back(place(near))
         return _noted(moved, schedule, "nodes", counter.made / len(noise), {"objective": objective}, noise.shape)
     iterations = whole_number("iterations", iterations, least=0)
     learned = _check_learn(learn, schedule, model)

@@ -27,7 +27,7 @@ class SearchResult:
     values: float64 [K, N + 1] (joint, mean over the samples) or [K, B, N + 1]: entry [k - 1, ..., j] is the least cost
         found of reaching node j with exactly k steps, +inf where that is impossible or j was no candidate.
         backpointers: int32, alike, -1; with a beam, of the best state. Both None with solver "auto".
-    store: the device that kept the states of the search, "cpu" where it was host memory.
+    store: the device that kept the states of the search, "cpu" or "cpu (pinned)" where it was host memory.
         With another `cost` than "x_t" they are of that, of the largest budget at the clean node alone.
     nfe: network evaluations a sample: "teacher", "search", what else was spent ("cost", by a cost that evaluates
         candidates; "refine", where a backward pass counts as two more), "total"; a guided one counts once.
@@ -100,7 +100,7 @@ class SearchResult:
             solver=found.solver,
             share=found.share,
             start=found.start,
-            store=str(found.store),
+            store=found.store,
             table=None if found.table is None else [row.describe() for row in found.table],
         )
 

@@ -24,6 +24,7 @@ from oss_ext.refine import METHODS, run_refinement
 from oss_ext.result import SearchResult
 from oss_ext.schedule import Schedule
 from oss_ext.search_core import Core, dp_core, rehearse
+from oss_ext.store import give_back
 from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS
 from oss_ext.validate import check_cond, check_model, check_noise, choice
 
@@ -92,9 +93,9 @@ def dp_search(
         `calibration`; features and activations not with `weight` or `refine`.
     cond: tensors [B, ...], handed to the network by name.
     batch_size: network inputs a batch; None: 2^20 numbers, at most 256 inputs.
-    store: where the states are kept: "device": beside the noise; "host": in host memory, from where batches go to the
-        network, and the CPU's kernels do the rest; "auto": "host" where they would take more than 0.8 of the device's
-        free memory. `result.store` says where they were.
+    store: where the states are kept: "device": beside the noise; "host": in host memory, pinned beside a GPU where half
+        of what is available holds them, from where batches go to the network, and the CPU's kernels do the rest;
+        "auto": "host" where they would take more than 0.8 of the device's free memory. `result.store` says where.
     progress: True for a bar with evaluations and time left, or a callback (evaluations made, in all).
     metadata: JSON values to keep in the schedules' provenance (guidance scale, checkpoint, ...).
 
@@ -144,6 +145,7 @@ def dp_search(
     with Counter(total, progress, "search") as counter, watching as asked:
         found = drive(core, asked, cond=given, dtype=noise.dtype, batch_size=rows, counter=counter, device=noise.device)
         counter.finish()
+    give_back(found.store)
     result = SearchResult.build(found, model, grid="custom" if isinstance(grid, Tensor) else grid, metadata=metadata)
     if refine is None:
         return result

@@ -24,7 +24,7 @@ from oss_ext.median import elementwise_median
 from oss_ext.objective import OBJECTIVES, squared_error
 from oss_ext.plan import Plan
 from oss_ext.schedule_calibration import MODES
-from oss_ext.store import home, states_of_cost, states_of_search
+from oss_ext.store import keep, place, states_of_cost, states_of_search
 from oss_ext.teacher import DEFAULT_SOLVER, Ask, Teacher, check_guide, integrate
 from oss_ext.validate import check_noise, check_weight, choice, whole_number
 from oss_ext.walks import run
@@ -46,7 +46,7 @@ class Found:
     nfe: network evaluations a sample: "teacher", "search", what else was spent, "total". Fractions where only some of
         the samples were evaluated.
     settings: what else the search was told: "teacher_solver", "candidates", "beam", "judged_by".
-    store: where the states were kept.
+    store: where the states were kept: a device, or "cpu (pinned)".
     table: with solver "auto" everything that was tried. B is then the number of validation samples, and values and
         backpointers are None.
     """
@@ -64,7 +64,7 @@ class Found:
     backpointers: Tensor | None
     nfe: dict[str, float]
     settings: dict[str, Any]
-    store: torch.device
+    store: str
     table: list[Row] | None = None
 
 
@@ -140,7 +140,7 @@ def dp_core(
         held += 1 + (candidates or last)
     if judged_by is not None:
         held += states_of_cost(1 + (candidates or last))
-    noise = noise.to(home(store, noise, held))
+    noise = keep(store, noise, held)
     felt = None if felt is None else felt.flatten().to(noise)
     tally = _Tally(len(noise))
     options: dict[str, Any] = {"free": start == "free", "candidates": candidates, "beam": beam}
@@ -265,7 +265,7 @@ def _checked(core: Core, device: torch.device) -> Core:
         if sent.device != wanted.device:
             raise ValueError(f"velocities: got device {sent.device}, wanted {wanted.device}, where the states are")
         try:
-            ask = core.send(sent.detach().to(wanted.dtype))
+            ask = core.send(sent if sent is ask.out else sent.detach().to(wanted.dtype))
         except StopIteration as done:
             found: Found = done.value
             endpoints = {budget: state.to(device) for budget, state in found.endpoints.items()}
@@ -320,7 +320,7 @@ def _one(
         backpointers=distilled.backpointers,
         nfe=tally.per_sample(),
         settings=_settings(guide, options),
-        store=noise.device,
+        store=place(noise),
     )
 
 
@@ -367,6 +367,6 @@ def _auto(
         backpointers=None,
         nfe=tally.per_sample(),
         settings=_settings(guide, options),
-        store=noise.device,
+        store=place(noise),
         table=judged.table,
     )

@@ -22,6 +22,7 @@ from oss_ext.stages_calibration import Calibrator
 from oss_ext.stages_cost import Judge
 from oss_ext.stages_table import Table, Winners, best_coefficients, check_reached, rows_of
 from oss_ext.teacher import Ask, Teacher
+from oss_ext.transfer import empty
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def run_stages(
     times = t.to(starts.device)
     table = Table(
         starts,
-        torch.empty_like(starts),
+        empty(starts.shape, like=starts),
         [torch.zeros_like(starts) for _ in range(solver.history)],
         torch.full((last + 1, solver.history), torch.nan, dtype=torch.float64, device=starts.device),
         [(0, last if free else 1)],
@@ -92,10 +93,14 @@ def run_stages(
             index = _neighbours(rows, starts.device)
             if calibrator is not None:
                 if budget == 1:
-                    table.states = starts.clone()  # they may be the teacher's own
+                    table.states = empty(starts.shape, like=starts).copy_(starts)  # they may be the teacher's own
                 gains = calibrator.apply(table.states, rows, teacher.states)
-            sent = yield Ask(table.states[:, index].unflatten(2, shape), t[at], samples, nodes[at])
-            table.output[:, index] = sent.flatten(2)
+            state = table.states[:, index].unflatten(2, shape)
+            if isinstance(index, slice):
+                ask = Ask(state, t[at], samples, nodes[at], out=table.output[:, index].unflatten(2, shape))
+                ask.keep((yield ask))
+            else:
+                table.output[:, index] = (yield Ask(state, t[at], samples, nodes[at])).flatten(2)
         first = budget if judge is None or budget < steps else last
         if beam > 1:
             won = _beam_winners(table, times, teacher.states, solver, beam, weight)
@@ -154,7 +159,7 @@ def _next(table: Table, won: Winners, times: Tensor, solver: solvers.Solver) -> 
         here = here.all(0) if here.ndim == 2 else here
         if bool(here.any()):  # more paths lead to later nodes: once a rank is filled, it stays so
             sources.append((int(here.int().argmax()), last))
-    output = torch.empty_like(won.states) if won.output is None else won.output
+    output = empty(won.states.shape, like=won.states) if won.output is None else won.output
     return Table(won.states, output, earlier, past, sources, won.output is not None)
 
 
@@ -175,20 +180,21 @@ def _winners(
     batch, count = basis[0].shape[:2]
     own = table.past.ndim == 3
     size = max(1, CHUNK // (count * count * len(basis))) if own else batch
+    states = empty(basis[0].shape, like=basis[0]) if judge is None else basis[0]  # in place of one
     parts = []
     for low in range(0, batch, size):
         part = slice(low, min(low + size, batch))
         piece = [vectors[part] for vectors in basis]
         past = table.past[part] if own else table.past
         offer = propose(solver, piece, target[part], past, times, table.sources[0], joint, weight)
-        output = None
+        landed, output = states[part], None
         if judge is None:
             values, backpointers = kernels.min_reduce(offer.cost, joint=joint)
-            states = kernels.advance(piece, offer.coefficients, backpointers)
+            kernels.advance(piece, offer.coefficients, backpointers, out=landed)
         else:
-            values, backpointers, states, output = yield from judge.choose(piece, offer, part, budget, first)
+            values, backpointers, landed, output = yield from judge.choose(piece, offer, part, budget, first)
         chosen = best_coefficients(offer.coefficients, backpointers) if solvers.is_searched(solver) else None
-        parts.append(Winners(values, backpointers, chosen, states, output))
+        parts.append(Winners(values, backpointers, chosen, landed, output))
     if len(parts) == 1:
         return parts[0]
     best = [part.coefficients for part in parts if part.coefficients is not None]
@@ -197,7 +203,7 @@ def _winners(
         torch.cat([part.values for part in parts]),
         torch.cat([part.backpointers for part in parts]),
         torch.cat(best) if best else None,
-        torch.cat([part.states for part in parts]),
+        states if judge is None else torch.cat([part.states for part in parts]),
         torch.cat(outputs) if outputs else None,
     )
 
@@ -220,7 +226,7 @@ def _beam_winners(
     coefficients = torch.stack([offer.coefficients for offer in offers])
     best = coefficients[lane, node, torch.arange(count, device=node.device)].flatten(0, 1)
     row = (lane * count + node).flatten()
-    states = torch.zeros_like(target).repeat(1, len(values), 1)
+    states = empty((len(target), values.numel(), target.shape[2]), like=target).zero_()
     for p, vectors in enumerate(basis):
         states += best[:, p : p + 1].to(vectors.dtype) * vectors[:, row]
     return Winners(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from oss_ext import solvers
+from oss_ext.transfer import empty
 
 DEFAULT_STEPS, DEFAULT_SOLVER = 100, "unipc"
 """On the bundled model nearer to the exact solution than 200 Euler steps are, at half their evaluations
@@ -23,6 +24,8 @@ class Ask(NamedTuple):
     samples: which rows of the noise (and of cond) the b samples are.
     nodes: int64 [m] on the CPU, where the states stand at nodes of the grid; None elsewhere.
     purpose: what its evaluations are counted as; None: as the part of the search that it comes from.
+    out: [b, m, *shape] in the states' dtype and beside them, any strides: the velocities may be written to it, and it
+        be sent, which spares a copy. None: there is no such place.
     """
 
     states: Tensor
@@ -30,6 +33,14 @@ class Ask(NamedTuple):
     samples: slice
     nodes: Tensor | None
     purpose: str | None = None
+    out: Tensor | None = None
+
+    def keep(self, sent: Tensor) -> Tensor:
+        """`out`, with what was sent."""
+        assert self.out is not None
+        if sent is not self.out:
+            self.out.copy_(sent)
+        return self.out
 
 
 @dataclass(frozen=True)
@@ -65,20 +76,22 @@ def integrate(
     solver: one whose coefficients follow from the flow times. samples: which rows of the search's noise these are.
     """
     batch, shape = noise.shape[0], noise.shape[1:]
-    states = torch.empty(batch, len(t), noise[0].numel(), dtype=noise.dtype, device=noise.device)
+    states = empty((batch, len(t), noise[0].numel()), like=noise)
     walk = solvers.Walk(noise.flatten(1) * float(t[0]), solver.carries, solver.history)
     states[:, 0] = walk.state
     first = last = states.new_empty(0)
     turning = [torch.zeros((), dtype=torch.float64, device=noise.device)]
     for node, weights in enumerate(solvers.along(solver, t).tolist()):
         here = torch.tensor([node])
-        sent = yield Ask(walk.state.reshape(batch, 1, *shape), t[here], samples or slice(0, batch), here)
-        output = sent.reshape(batch, -1)
+        state = states[:, node : node + 1].unflatten(2, shape)
+        out = empty(state.shape, like=noise)  # one each: solvers carry them on
+        ask = Ask(state, t[here], samples or slice(0, batch), here, out=out)
+        output = ask.keep((yield ask)).flatten(1)
         if node == 0:
-            first = output.clone()
+            first = output
         else:
             turning.append((output - last).square().mean(dtype=torch.float64).sqrt())
-        last = output.clone()
+        last = output
         walk.step(output, float(t[node]), weights)
         states[:, node + 1] = walk.state
     return Teacher(states, first, torch.stack(turning).cpu())

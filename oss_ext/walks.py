@@ -10,6 +10,7 @@ from torch import Tensor
 from oss_ext import solvers
 from oss_ext.proposals import fit
 from oss_ext.teacher import Ask, Teacher
+from oss_ext.transfer import empty
 
 
 def run(
@@ -90,5 +91,6 @@ def _output(
         return first_velocity
     here = slice(step, step + 1)
     state = walk.state.reshape(len(noise), 1, *noise.shape[1:])
-    sent = yield Ask(state, t[here], samples, None if nodes is None else nodes[here])
-    return sent.flatten(1)
+    out = empty(state.shape, like=noise)
+    ask = Ask(state, t[here], samples, None if nodes is None else nodes[here], out=out)
+    return ask.keep((yield ask)).flatten(1)

@@ -22,6 +22,7 @@ GROUPS = [
         "candidates",
         "objective",
         "beta_quantile",
+        "transfer",
     },
     {"kernels", "grids", "solvers", "evaluate", "schedule_file", "sigma_text", "costs"},
     {"schedule", "single_step", "teacher", "plan", "proposals", "store"},

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from helpers.analytic import mixture, normal
 
-from oss_ext import Auto, dp_search, refine, store
-from oss_ext.store import free_bytes, home, states_of_path, states_of_search
+from oss_ext import Auto, dp_search, grids, refine, store
+from oss_ext.drive import answer
+from oss_ext.search_core import dp_core
+from oss_ext.store import free_bytes, home, host_bytes, keep, place, states_of_path, states_of_search
 
 NOISE = normal(6, 4, dtype=torch.float32)
 SOLVERS = ["euler", "dpmpp_2m", "fitted", Auto(grids=("flow",), stock=("euler",), moves=60)]
@@ -53,6 +57,76 @@ def test_bad_input_costs_nothing(call):
 
 def test_a_search_says_where_its_states_were():
     assert dp_search(mixture(1).flow(), NOISE, 2, teacher_steps=8).store == "cpu"
+    assert keep("host", NOISE, 10**12) is NOISE and place(NOISE) == "cpu"
+
+
+def test_available_host_memory(monkeypatch):
+    assert 2**20 < host_bytes() < 2**60
+    files = {"/proc/meminfo": ["MemTotal:  99 kB", "MemAvailable:  64 kB"]}
+    monkeypatch.setattr(store, "_lines", lambda path: files.get(path, []))
+    assert host_bytes() == 64 * 1024
+    files |= {"/sys/fs/cgroup/memory.max": ["max"], "/sys/fs/cgroup/memory.current": ["5"]}
+    assert host_bytes() == 64 * 1024
+    files["/sys/fs/cgroup/memory.max"] = ["1005"]
+    assert host_bytes() == 1000
+    files.clear()
+    assert host_bytes() > 0
+
+
+def slow_model(device):
+    """A network behind which copies queue: who reads their numbers at once reads those of before."""
+    plain = mixture(1).flow()
+
+    class Slow(type(plain)):
+        def velocity(self, x, t, cond=None):
+            torch.cuda._sleep(2_000_000)
+            return super().velocity(x, t, cond)
+
+    plain.__class__ = Slow
+    return plain
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"share": "per_sample"}, {"beam": 2}, {"start": "free"}], ids=str)
+def test_pinned_or_not_is_the_same(options, cuda_device, monkeypatch):
+    """Bitwise, with every copy behind slow work; and it is said where memory was not pinned."""
+    model, noise = slow_model(cuda_device), NOISE.to(cuda_device)
+    given = {"teacher_steps": 12, "solver": "dpmpp_2m", "store": "host", "batch_size": 7, **options}
+    pinned = dp_search(model, noise, 3, **given)
+    assert pinned.store == "cpu (pinned)"
+    monkeypatch.setattr(store, "host_bytes", lambda: 0)
+    with pytest.warns(UserWarning, match=re.escape("pinned they may take 0.5 of the 0 GiB that are available")):
+        other = dp_search(model, noise, 3, **given)
+    assert other.store == "cpu"
+    assert torch.equal(pinned.teacher, other.teacher)
+    for budget, endpoint in pinned.endpoints.items():
+        assert torch.equal(endpoint, other.endpoints[budget])
+        assert torch.equal(pinned.costs[budget], other.costs[budget])
+
+
+@pytest.mark.gpu
+def test_what_travels_is_pinned(cuda_device):
+    model, seen = mixture(1).flow(), []
+
+    def reply(ask):
+        assert ask.out is not None and ask.out.data_ptr() != ask.states.data_ptr()
+        seen.append((ask.states.is_pinned(), ask.out.is_pinned()))
+        velocity = torch.stack([model.velocity(row.to(cuda_device), ask.t, {}) for row in ask.states])
+        return ask.out.copy_(velocity)
+
+    answer(dp_core(NOISE.to(cuda_device), grids.make("flow", 12), 3, solver="ab2", store="host"), reply)
+    assert len(seen) >= 12 + 2 and all(both == (True, True) for both in seen)
+
+
+@pytest.mark.gpu
+def test_memory_that_cannot_be_pinned(cuda_device, monkeypatch):
+    def fails(*_):
+        raise torch.OutOfMemoryError("no more of it")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", fails)
+    with pytest.warns(UserWarning, match="not pinned.*no more of it"):
+        found = dp_search(mixture(1).flow(), NOISE.to(cuda_device), 2, teacher_steps=8, store="host")
+    assert found.store == "cpu"
 
 
 @pytest.mark.gpu
@@ -63,7 +137,7 @@ def test_host_and_device_find_the_same(solver, refined, cuda_device):
     cases = {}
     for where in ("device", "host"):
         result = dp_search(model, noise, 4, teacher_steps=20, solver=solver, refine=refined, store=where)
-        assert result.store == ("cpu" if where == "host" else str(cuda_device))
+        assert result.store == ("cpu (pinned)" if where == "host" else str(cuda_device))
         assert result.teacher.device == cuda_device
         assert all(end.device == cuda_device for end in result.endpoints.values())
         cases[where] = result

@@ -17,6 +17,7 @@ from oss_ext.integrations.diffusers.watch import Watch
 from oss_ext.progress import Counter
 from oss_ext.search_core import Core, Found, rehearse
 from oss_ext.teacher import Ask
+from oss_ext.transfer import Copies, empty
 
 Conductor: TypeAlias = Generator[Request, Tensor, Found]
 _NONE: list[float] = []
@@ -105,7 +106,8 @@ def _answer(
     counter: Counter,
 ) -> Generator[Request, Tensor, Tensor]:
     """Velocities of the ask's shape. A call evaluates all its samples, asked for or not."""
-    velocities = torch.empty(ask.states.shape, dtype=ask.states.dtype, device=ask.states.device)
+    velocities = empty(ask.states.shape, like=ask.states) if ask.out is None else ask.out
+    copies = Copies()
     times = ask.t.tolist()
     for number, call in enumerate(calls):
         begin, end = max(ask.samples.start, number * batch), min(ask.samples.stop, (number + 1) * batch)
@@ -114,22 +116,22 @@ def _answer(
         asked = slice(begin - ask.samples.start, end - ask.samples.start)
         inside = slice(begin - number * batch, end - number * batch)
         for n, t in enumerate(times):
-            states = ask.states[asked, n]
+            states = copies.at(ask.states[asked, n], noise.device)
             if end - begin < batch:
                 rest = noise[number * batch : (number + 1) * batch] * t
-                rest[inside] = states.to(rest.device)
+                rest[inside] = states
                 states = rest
-            states = states.to(noise.device)  # they may be kept on the host
             coming = times[n + 1 :]
             if not coming and len(times) == 1 and ask.nodes is not None:
                 coming = grid[int(ask.nodes) + 1 :]
             velocity = (yield Request(call, states, t, coming))[inside]
             node = None if ask.nodes is None else int(ask.nodes[n])
             watch.expect(torch.isfinite(velocity).all(), partial(_not_finite, node, t, number))
-            velocities[asked, n] = velocity
+            copies.copy(velocities[asked, n], velocity)
             counter.add(1)
     if ask.nodes is None or len(times) > 1 or int(ask.nodes) == len(grid) - 1:  # a teacher's next step may be queued
         watch.settle()
+    copies.wait()
     return velocities
 
 

@@ -165,7 +165,7 @@ class _Surroundings:
     def __init__(self) -> None:
         self._inference = torch.is_inference_mode_enabled()
         self._grad = torch.is_grad_enabled()
-        self._device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+        self._stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
         self._autocast = [
             (kind, torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)
         ]
@@ -175,8 +175,8 @@ class _Surroundings:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode(self._inference))
             stack.enter_context(torch.set_grad_enabled(self._grad))
-            if self._device is not None:
-                stack.enter_context(torch.cuda.device(self._device))
+            if self._stream is not None:
+                stack.enter_context(torch.cuda.stream(self._stream))  # and its device
             for kind, dtype in self._autocast:
                 stack.enter_context(torch.autocast(kind, dtype=dtype))
             yield

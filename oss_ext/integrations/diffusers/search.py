@@ -27,6 +27,7 @@ from oss_ext.progress import Counter, ProgressCallback, check_progress
 from oss_ext.provenance import Provenance
 from oss_ext.result import SearchResult
 from oss_ext.search_core import Core, dp_core
+from oss_ext.store import give_back
 from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS
 from oss_ext.validate import choice, whole_number
 
@@ -153,6 +154,7 @@ def search(
             else:
                 found = run_several(pipe, scheduler, conductor, all_calls)
             counter.finish()
+    give_back(found.store)
     origin = {
         mismatch.KEY: {
             **describe.pipeline(pipe, family),

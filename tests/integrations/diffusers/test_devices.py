@@ -12,6 +12,7 @@ pytest.importorskip("transformers", reason="transformers is not installed, which
 from helpers import tiny_pipelines as tiny
 
 import oss_ext
+from oss_ext import store
 from oss_ext.integrations.diffusers import ScheduleMismatchWarning, applied, apply, family_of, search
 from oss_ext.integrations.diffusers.watch import Handed, Watch, is_element
 
@@ -84,6 +85,25 @@ def test_offloaded(way, calls, cuda_device):
     with applied(made.pipe, found.schedule):
         assert off(made().cpu(), found.endpoints[3][:2].cpu()) < CLOSE
     assert torch.equal(made(num_inference_steps=4), stock)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("calls", [1, 2])
+def test_states_in_host_memory(calls, cuda_device, monkeypatch):
+    """Pinned or not they are the same bits, and as good as on the GPU."""
+    made = tiny.flux().to(cuda_device)
+    wanted = {**SMALL, **made.call, "samples": 2 * calls}
+    near, pinned = (search(made.pipe, 3, **wanted, store=where) for where in ("device", "host"))
+    assert near.store == str(cuda_device) and pinned.store == "cpu (pinned)"
+    monkeypatch.setattr(store, "host_bytes", lambda: 0)
+    with pytest.warns(UserWarning, match="not pinned"):
+        pageable = search(made.pipe, 3, **wanted, store="host")
+    assert pageable.store == "cpu"
+    assert_same(pinned, pageable)
+    assert off(pinned.teacher, near.teacher) < CLOSE
+    for budget, cost in near.costs.items():
+        torch.testing.assert_close(pinned.costs[budget], cost, rtol=1e-3, atol=0)
+        assert torch.equal(pinned.endpoints[budget], pageable.endpoints[budget])
 
 
 def test_with_an_adapter(device):
