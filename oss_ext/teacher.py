@@ -56,7 +56,9 @@ class Teacher:
 
     def at(self, nodes: Tensor) -> Teacher:
         """The teacher on these nodes alone, ascending from node 0 to the last."""
-        return Teacher(self.states[:, nodes.to(self.states.device)], self.first_velocity, self.turning[nodes[:-1]])
+        states = empty((len(self.states), len(nodes), self.states.shape[2]), like=self.states)
+        torch.index_select(self.states, 1, nodes.to(states.device), out=states)
+        return Teacher(states, self.first_velocity, self.turning[nodes[:-1]])
 
 
 def check_guide(solver: str | solvers.Solver) -> solvers.Solver:

@@ -114,8 +114,8 @@ def test_what_travels_is_pinned(cuda_device):
         velocity = torch.stack([model.velocity(row.to(cuda_device), ask.t, {}) for row in ask.states])
         return ask.out.copy_(velocity)
 
-    answer(dp_core(NOISE.to(cuda_device), grids.make("flow", 12), 3, solver="ab2", store="host"), reply)
-    assert len(seen) >= 12 + 2 and all(both == (True, True) for both in seen)
+    answer(dp_core(NOISE.to(cuda_device), grids.make("flow", 30), 3, solver="ab2", candidates=9, store="host"), reply)
+    assert len(seen) >= 30 + 2 and all(both == (True, True) for both in seen)
 
 
 @pytest.mark.gpu

@@ -119,6 +119,34 @@ def test_nothing_is_read_before_its_copy_ended(name, monkeypatch):
     assert torch.equal(found.teacher, wanted.teacher)
 
 
+@pytest.mark.parametrize("name", SEARCHES)
+def test_tables_are_kept_as_the_noise_is(name, monkeypatch):
+    """What a search asks about and is told stays in pinned memory: here memory that is said to be."""
+    model, kept, asked = mixture(1).flow(), [NOISE.clone()], []
+
+    def pinned(shape, dtype):
+        kept.append(torch.empty(shape, dtype=dtype))
+        return kept[-1]
+
+    def is_pinned(x):
+        return any(x.untyped_storage().data_ptr() == each.untyped_storage().data_ptr() for each in kept)
+
+    monkeypatch.setattr(transfer, "_pinned", pinned)
+    monkeypatch.setattr(transfer, "is_pinned", is_pinned)
+
+    def reply(ask):
+        travels = ask.states.shape[1] > 1 or ask.nodes is not None
+        asked.append((travels and is_pinned(ask.states), ask.out is not None and is_pinned(ask.out)))
+        return torch.stack([model.velocity(row, ask.t, {}) for row in ask.states])
+
+    answer(dp_core(kept[0], T, 3, candidates=9, **SEARCHES[name]), reply)
+    tables = [both for both in asked if both == (True, True)]
+    walked = sum(both == (False, True) for both in asked)  # a path's states are made on the way
+    gathered = sum(both == (False, False) for both in asked)
+    assert len(tables) >= 16 + (name != "beam")
+    assert gathered == (2 if name == "beam" else 0) and (walked == 0 or name in ("median", "auto"))
+
+
 def test_pageable_memory_where_none_can_be_pinned(monkeypatch):
     def fails(shape, dtype):
         raise RuntimeError("CUDA error: out of memory\nmore")
