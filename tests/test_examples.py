@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
 import runpy
 import subprocess
@@ -13,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import oss_ext
+from oss_ext.metrics import pooled_psnr, psnr
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("search_*.py"))
@@ -65,6 +68,37 @@ def test_tiny(name, run, tmp_path):
     assert (tmp_path / "comparison.png").exists() == (name in ("search_edm", "search_lsun"))
     if name == "search_mar":
         assert load_file(tmp_path / "images.safetensors")["tokens"].shape == (8, 16, 6)
+
+
+def test_experts(run, tmp_path, monkeypatch):
+    printed = run(EXAMPLES / "experts.py", "--tiny", "--output", tmp_path, "--device", "cpu")
+    record = json.loads((tmp_path / "results.json").read_text())
+    assert record["settings"]["steps"] == 3 and set(record["rows"]) == {"uniform", "searched"}
+    assert record["rows"]["uniform"]["nodes"] != record["rows"]["searched"]["nodes"]
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    experts = importlib.import_module("experts")
+    model = experts.tiny_model(torch.device("cpu"))
+    noise, cond = model.noise(16, split="heldout")
+    fine = oss_ext.Schedule.from_grid(oss_ext.grids.make("flow", 24), "unipc", model)
+    target = fine.sample(model, noise, cond)
+    for name, row in record["rows"].items():
+        schedule, several = experts.load_experts(tmp_path, name, model)
+        assert schedule.nodes.tolist() == row["nodes"] and len(several.models) == 3
+        for key, who in (("untuned", model), ("tuned", several)):
+            each = psnr(schedule.sample(who, noise, cond), target)
+            assert float(pooled_psnr(each)) == pytest.approx(row[key]["psnr"], abs=1e-3)
+            assert f"{row[key]['psnr']:.2f} ({row[key]['mean_psnr']:.2f})" in printed
+        assert row["tuned"]["psnr"] > row["untuned"]["psnr"] and row["mean_gain"] > 3 * row["mean_gain_error"]
+        assert all(0 < left < 1 for left in row["error_left_by_step"])
+        with pytest.raises(ValueError, match=r"t: got \[0.77\], wanted one of"):
+            several.velocity(noise, torch.full((16,), 0.77, dtype=torch.float64), cond)
+
+
+def test_experts_that_learn_nothing_are_the_network(run, tmp_path):
+    """What does no better on the noises that judge is put back."""
+    run(EXAMPLES / "experts.py", "--tiny", "--output", tmp_path, "--device", "cpu", "--rate", 1.0, "--iterations", 1)
+    for row in json.loads((tmp_path / "results.json").read_text())["rows"].values():
+        assert row["tuned"] == row["untuned"] and row["error_left_by_step"] == [1.0] * 3
 
 
 def test_a_schedule_for_the_repositorys_own_loop(run, tmp_path):
