@@ -10,12 +10,13 @@ The optimiser and how long it runs are this library's (`training`); no code of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from oss_ext import grids, solvers
+from oss_ext.baselines.ends import GRIDS, grid_names
 from oss_ext.baselines.found import Found, deployed_with
 from oss_ext.baselines.training import DEFAULT, Gaps, Lesson, Task, Training, learn
 from oss_ext.models import Denoiser
@@ -27,7 +28,7 @@ from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS
 from oss_ext.validate import check_model, whole_number
 
 PAPER = "arXiv 2403.01329"
-RATE = 1e-3
+RATE = 0.01
 
 
 def bns(
@@ -37,7 +38,7 @@ def bns(
     *,
     start: Schedule | None = None,
     solver: str | solvers.Solver = "euler",
-    start_grid: str = "edm",
+    start_grid: str | Sequence[str] = GRIDS,
     training: Training = DEFAULT,
     teacher_steps: int = DEFAULT_STEPS,
     teacher_solver: str | solvers.Solver = DEFAULT_SOLVER,
@@ -51,8 +52,8 @@ def bns(
     noise: [B, ...], B >= 2; the last quarter judges. cond, batch_size, progress, teacher_steps, teacher_solver, grid:
         as for `dp_search`; the grid is the teacher's alone.
     start: the schedule to begin with, of `steps` steps, of any solver and told no times of its own; None: that of
-        `solver` along `start_grid`.
-    training: its rate is 1e-3 unless said.
+        `solver` along `start_grid`; of several grids, along the one that is best on the judging noises.
+    training: its rate is 0.01 unless said.
 
     details: "loss" and "first_loss" (on the judging noises), "iterations", "backpropagations" (samples that were
     differentiated through all steps). Raises TypeError or ValueError that names the argument, before any evaluation;
@@ -62,9 +63,28 @@ def bns(
     steps = whole_number("steps", steps, least=1)
     fine = grids.of_teacher(grid, teacher_steps, model)
     task = Task.check(model, noise, cond, fine, teacher_solver, training, RATE, batch_size, progress)
+    known = deployed_with(solver)
     if start is None:
-        start = Schedule.from_grid(grids.for_model(start_grid, steps, model), deployed_with(solver), model)
-    _check_start(start, steps, model)
+        names = grid_names("start_grid", start_grid)
+        starts = {
+            f"{known.name} along {name}": Schedule.from_grid(grids.for_model(name, steps, model), known, model)
+            for name in names
+        }
+    else:
+        starts = {"a schedule": start}
+    for one in starts.values():
+        _check_start(one, steps, model)
+    return learn(
+        task,
+        [_lesson(name, one, model) for name, one in starts.items()],
+        method="bns",
+        paper=PAPER,
+        grid="custom" if isinstance(grid, Tensor) else grid,
+        settings={},
+    )
+
+
+def _lesson(name: str, start: Schedule, model: Denoiser) -> Lesson:
     gaps = Gaps(start.t, model.t_min)
     a, b = expand(start.coefficients, start.t, start.carries)
     scale = torch.tensor(start.noise_scale, dtype=torch.float64)
@@ -73,14 +93,7 @@ def bns(
         t = gaps.times()
         return Numbers(t, t[:-1], compress(a, b), scale)
 
-    return learn(
-        task,
-        [Lesson(steps, "velocity", numbers, [[gaps.raw, a, b]], _losses)],
-        method="bns",
-        paper=PAPER,
-        grid="custom" if isinstance(grid, Tensor) else grid,
-        settings={"start": start.solver},
-    )
+    return Lesson(start.steps, "velocity", numbers, [[gaps.raw, a, b]], _losses, name=name)
 
 
 def _losses(states: list[Tensor], target: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,10 @@ SIGMA_MAX = 400.0
 """Where grids of sigma begin on models that leave it open: flow models, from sigma = inf. The papers' 80 is EDM's, and
 the state there is not the noise yet. On the bundled flow model DM with UniPC(3) then has 22.6, 29.4 and 33.4 dB at 5,
 10 and 20 steps (mean over 24 noises, guidance 1); from 400 on 24.6, 35.1 and 45.2, from 1000 on 24.6, 34.2 and 46.1."""
+
+
+GRIDS = ("logsnr", "edm", "ddim", "flow")
+"""Where learned solvers begin: on the best of these."""
 
 
 def edm_of(model: Denoiser) -> str:
@@ -48,3 +53,11 @@ def path_of(nodes: str | Tensor, steps: int, model: Denoiser) -> Tensor:
     if len(t) != steps + 1:
         raise ValueError(f"nodes: got {len(t) - 1} steps, wanted {steps}")
     return t
+
+
+def grid_names(name: str, value: str | Sequence[str]) -> tuple[str, ...]:
+    """One or more names of grids as a tuple. Raises ValueError that names the argument, for none."""
+    names = (value,) if isinstance(value, str) else tuple(value)
+    if not names:
+        raise ValueError(f"{name}: got none, wanted one or more names of grids")
+    return names

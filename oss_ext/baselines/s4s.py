@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from oss_ext import grids, solvers
-from oss_ext.baselines.ends import path_of
+from oss_ext.baselines.ends import GRIDS, grid_names, path_of
 from oss_ext.baselines.found import Found, deployed_with
 from oss_ext.baselines.ld3 import RADIUS, SHIFT
 from oss_ext.baselines.student import Loss, at_the_end, check_loss
@@ -34,7 +34,6 @@ from oss_ext.validate import check_model, real_number, whole_number
 
 PAPER = "arXiv 2502.17423"
 RATE = 0.01
-NODES = ("logsnr", "edm", "ddim", "flow")
 
 
 def s4s(
@@ -43,7 +42,7 @@ def s4s(
     steps: int = 10,
     *,
     alternations: int = 4,
-    nodes: str | Tensor | Sequence[str] = NODES,
+    nodes: str | Tensor | Sequence[str] = GRIDS,
     solver: str | solvers.Solver = "unip_3",
     order: int = 3,
     told: bool = True,
@@ -87,7 +86,7 @@ def s4s(
     if not isinstance(told, bool):
         raise TypeError(f"told: got {type(told).__name__}, wanted True or False")
     ball = RADIUS * task.noise[0].numel() / steps**2 if radius is None else real_number("radius", radius, least=0)
-    paths = {"custom": nodes} if isinstance(nodes, Tensor) else {name: name for name in _names(nodes)}
+    paths = {"custom": nodes} if isinstance(nodes, Tensor) else {name: name for name in grid_names("nodes", nodes)}
 
     def lesson(name: str, t: Tensor) -> Lesson:
         gaps, weights = Gaps(t, model.t_min), start_weights(known, t, order)
@@ -151,10 +150,3 @@ def _exponential(solver: str | solvers.Solver) -> solvers.Solver:
     if not usable:
         raise ValueError(f"solver: got {known.name!r}, wanted 'euler', 'unip_2', 'unip_3', 'dpmpp_2m' or 'dpmpp_3m'")
     return known
-
-
-def _names(nodes: str | Sequence[str]) -> tuple[str, ...]:
-    names = (nodes,) if isinstance(nodes, str) else tuple(nodes)
-    if not names:
-        raise ValueError("nodes: got none, wanted one or more names of grids")
-    return names

@@ -53,8 +53,8 @@ class Training:
     """How learned numbers are trained: by Adam with a cosine decay, for all alike and not the papers' own. The iterate
     that is best on noises that it did not learn from is kept, the first among them.
 
-    iterations: each on `minibatch` noises. rate: of all parameters, at first; None: the method's own. seed: of the
-    order of the noises.
+    iterations: each on `minibatch` noises. rate: of all parameters, at first; None: the method's own, the best of those
+        tried for a few hundred iterations. seed: of the order of the noises.
     graph: on a GPU, captures an iteration's run and gradients as a CUDA graph and replays it; small networks, whose
         kernels are shorter than their launches, train several times faster. Only for models without a wait for the
         device and without Python that depends on values; others fail when it is captured.
@@ -62,7 +62,7 @@ class Training:
     Raises TypeError or ValueError that names the setting.
     """
 
-    iterations: int = 1000
+    iterations: int = 400
     rate: float | None = None
     minibatch: int = 40
     seed: int = 0
