@@ -25,7 +25,9 @@ DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent / "tests"))
 
 from helpers.more_tiny_pipelines import PIPELINES as MORE  # noqa: E402
-from helpers.tiny_pipelines import PIPELINES, Tiny  # noqa: E402
+from helpers.tiny_parts import Tiny  # noqa: E402
+from helpers.tiny_pipelines import PIPELINES  # noqa: E402
+from helpers.tiny_video_pipelines import PIPELINES as VIDEO  # noqa: E402
 
 import oss_ext  # noqa: E402
 from oss_ext import Schedule, grids  # noqa: E402
@@ -104,7 +106,8 @@ def measure() -> dict[str, Any]:
     torch.set_num_threads(1)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        rows = [row(name, make()) for name, make in {**PIPELINES, **MORE}.items()]
+        every = {**PIPELINES, **MORE, **VIDEO}
+        rows = {name: row(name, make()) for name, make in every.items() if hasattr(diffusers, name)}
     return {"version": diffusers.__version__, "rows": rows}
 
 
@@ -123,12 +126,12 @@ def table(measured: list[dict[str, Any]]) -> str:
     ]
     heads += [f"apply, {version}" for version in versions] + [f"search, {version}" for version in versions]
     lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-    for n, one in enumerate(here["rows"]):
+    for name, one in here["rows"].items():
         neutralised = ", ".join(f"{key} {value}" for key, value in one["neutralised"].items()) or "step count"
         cells = [one["pipeline"], one["latents"], one["scheduler"], one["model"], one["takes"], one["noise"]]
         cells += [neutralised, one["timesteps"]]
         for key in ("apply", "search"):
-            cells += [f"{each['rows'][n][key]:.0e}" for each in [here, *others]]
+            cells += [f"{each['rows'][name][key]:.0e}" if name in each["rows"] else "-" for each in [here, *others]]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -163,7 +166,8 @@ hands it, so that nothing shifts or bends the levels a second time. It is the sa
 - its times: whether the pipeline's own scheduler tells its network whole timesteps only. A search then looks at whole
   ones alone for models with a table of them (`nodes="integer"`), so that its nodes are also that scheduler's.
 - apply: the pipeline's output against `Schedule.sample` with the same network beside it, on the same noise: the largest
-  difference of Euler, UniPC and DPM-Solver++(3M) schedules, relative to the largest number.
+  difference of Euler, UniPC and DPM-Solver++(3M) schedules, relative to the largest number. -: that diffusers has no
+  such pipeline.
 - search: the state that the search scored against the output of the pipeline with the schedule found. Its nodes were
   those of `dp_search` with the same network beside it in every row.
 
@@ -195,7 +199,8 @@ def main() -> None:
         print(json.dumps(measured[0]))
         return
     for folder in arguments.beside:
-        environment = {**os.environ, "PYTHONPATH": str(folder)}
+        path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONPATH": path}
         command = [sys.executable, __file__, "--json"]
         out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
         measured.append(json.loads(out.splitlines()[-1]))

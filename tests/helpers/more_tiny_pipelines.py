@@ -6,7 +6,20 @@ from typing import Any
 
 import diffusers
 import torch
-from helpers.tiny_pipelines import BATCH, SD, Tiny, embeds, guided, halves, image_vae, lively, per
+from helpers.tiny_parts import (
+    BATCH,
+    Tiny,
+    embeds,
+    guided,
+    halves,
+    image_vae,
+    lively,
+    per,
+    tokens,
+    two_by_two,
+    two_prompts,
+    video_vae,
+)
 from torch import Tensor
 
 
@@ -28,8 +41,8 @@ def stable_diffusion_3() -> Tiny:
     )
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     pipe = diffusers.StableDiffusion3Pipeline(network, scheduler, image_vae(), None, None, None, None, None, None)
-    text, negative, pooled, blank = (embeds(BATCH, 3, 8, seed=n) for n in (1, 2, 3, 4))
-    pooled, blank = pooled[:, 0, :6], blank[:, 0, :6]
+    text, negative = (prompts := two_prompts()).values()
+    pooled, blank = embeds(BATCH, 6, seed=3), embeds(BATCH, 6, seed=4)
 
     def run(x: Tensor, t: Tensor) -> Tensor:
         return network(
@@ -41,8 +54,7 @@ def stable_diffusion_3() -> Tiny:
         )[0]
 
     call = {
-        "prompt_embeds": text,
-        "negative_prompt_embeds": negative,
+        **prompts,
         "pooled_prompt_embeds": pooled,
         "negative_pooled_prompt_embeds": blank,
         "guidance_scale": 2.0,
@@ -90,119 +102,7 @@ def qwen_image() -> Tiny:
         )[0]
 
     call = {"prompt_embeds": text, "prompt_embeds_mask": mask, "height": 16, "width": 16, "output_type": "latent"}
-    made = Tiny(pipe, call, (BATCH, 16, 16), run)
-
-    def noise(seed: int = 5) -> Tensor:
-        drawn = torch.randn(BATCH, 1, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
-        return drawn.view(BATCH, 4, 4, 2, 4, 2).permute(0, 2, 4, 1, 3, 5).reshape(BATCH, 16, 16)
-
-    made.noise = noise  # type: ignore[method-assign]
-    return made
-
-
-def ltx() -> Tiny:
-    network = lively(
-        diffusers.LTXVideoTransformer3DModel(
-            in_channels=8,
-            out_channels=8,
-            num_attention_heads=2,
-            attention_head_dim=8,
-            cross_attention_dim=16,
-            num_layers=1,
-            caption_channels=8,
-        )
-    )
-    vae = diffusers.AutoencoderKLLTXVideo(
-        latent_channels=8,
-        block_out_channels=(4, 4, 4, 4),
-        decoder_block_out_channels=(4, 4, 4, 4),
-        layers_per_block=(1, 1, 1, 1, 1),
-        decoder_layers_per_block=(1, 1, 1, 1, 1),
-        spatio_temporal_scaling=(True, True, False, False),
-        decoder_spatio_temporal_scaling=(True, True, False, False),
-        decoder_inject_noise=(False, False, False, False, False),
-        upsample_residual=(False, False, False, False),
-        upsample_factor=(1, 1, 1, 1),
-        timestep_conditioning=False,
-        patch_size=1,
-        patch_size_t=1,
-        encoder_causal=True,
-        decoder_causal=False,
-    )
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.1)
-    pipe = diffusers.LTXPipeline(scheduler, vae, None, None, network)
-    pipe.vae_spatial_compression_ratio, pipe.vae_temporal_compression_ratio = 8, 8
-    text, mask = embeds(BATCH, 3, 8), torch.ones(BATCH, 3)
-
-    def run(x: Tensor, t: Tensor) -> Tensor:
-        return network(
-            hidden_states=x,
-            encoder_hidden_states=per(x, text),
-            timestep=t,
-            encoder_attention_mask=per(x, mask),
-            num_frames=2,
-            height=4,
-            width=4,
-            rope_interpolation_scale=(8 / 25, 8, 8),
-            return_dict=False,
-        )[0]
-
-    call = {"prompt_embeds": text, "prompt_attention_mask": mask, "guidance_scale": 1.0, "num_frames": 9}
-    made = Tiny(pipe, {**call, "height": 32, "width": 32, "output_type": "latent"}, (BATCH, 32, 8), run)
-
-    def noise(seed: int = 5) -> Tensor:
-        drawn = torch.randn(BATCH, 8, 2, 4, 4, generator=torch.Generator().manual_seed(seed))
-        return drawn.flatten(2).transpose(1, 2)
-
-    made.noise = noise  # type: ignore[method-assign]
-    return made
-
-
-def cogvideox() -> Tiny:
-    network = lively(
-        diffusers.CogVideoXTransformer3DModel(
-            num_attention_heads=2,
-            attention_head_dim=16,
-            in_channels=4,
-            out_channels=4,
-            time_embed_dim=4,
-            text_embed_dim=8,
-            num_layers=1,
-            sample_width=4,
-            sample_height=4,
-            sample_frames=9,
-            patch_size=2,
-            temporal_compression_ratio=4,
-            max_text_seq_length=3,
-        )
-    )
-    vae = diffusers.AutoencoderKLCogVideoX(
-        down_block_types=("CogVideoXDownBlock3D",) * 4,
-        up_block_types=("CogVideoXUpBlock3D",) * 4,
-        block_out_channels=(4, 4, 4, 4),
-        latent_channels=4,
-        layers_per_block=1,
-        norm_num_groups=2,
-        temporal_compression_ratio=4,
-    )
-    scheduler = diffusers.CogVideoXDDIMScheduler(
-        **SD, prediction_type="v_prediction", snr_shift_scale=3.0, rescale_betas_zero_snr=True
-    )
-    pipe = diffusers.CogVideoXPipeline(None, None, vae, network, scheduler)
-    text, negative = embeds(BATCH, 3, 8), embeds(BATCH, 3, 8, seed=2)
-
-    def run(x: Tensor, t: Tensor) -> Tensor:
-        return network(hidden_states=x, encoder_hidden_states=halves(x, negative, text), timestep=t, return_dict=False)[
-            0
-        ]
-
-    call = {"prompt_embeds": text, "negative_prompt_embeds": negative, "guidance_scale": 2.0, "num_frames": 9}
-    return Tiny(
-        pipe,
-        {**call, "height": 32, "width": 32, "output_type": "latent"},
-        (BATCH, 3, 4, 4, 4),
-        guided(2.0, run),
-    )
+    return Tiny(pipe, call, (BATCH, 16, 16), run, drawn=(BATCH, 1, 4, 8, 8), pack=two_by_two)
 
 
 def pixart() -> Tiny:
@@ -222,7 +122,7 @@ def pixart() -> Tiny:
     )
     scheduler = diffusers.DPMSolverMultistepScheduler(use_karras_sigmas=True)
     pipe = diffusers.PixArtAlphaPipeline(None, None, image_vae(), network, scheduler)
-    text, negative = embeds(BATCH, 3, 8), embeds(BATCH, 3, 8, seed=2)
+    text, negative = (prompts := two_prompts()).values()
     mask = torch.ones(BATCH, 3)
 
     def run(x: Tensor, t: Tensor) -> Tensor:
@@ -237,10 +137,9 @@ def pixart() -> Tiny:
 
     guided_run = guided(3.0, run)
     call: dict[str, Any] = {
-        "prompt_embeds": text,
+        **prompts,
         "prompt_attention_mask": mask,
         "negative_prompt": None,
-        "negative_prompt_embeds": negative,
         "negative_prompt_attention_mask": mask,
         "guidance_scale": 3.0,
         "use_resolution_binning": False,
@@ -330,12 +229,11 @@ def cosmos() -> Tiny:
             concat_padding_mask=False,  # a mask wants torchvision
         )
     )
-    vae = diffusers.AutoencoderKLWan(base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True)
     checker = torch.nn.Linear(1, 1)  # in place of one that is to be downloaded; prompts are not read here
     checker.device, checker.dtype = torch.device("cpu"), torch.float32
-    pipe = diffusers.Cosmos2TextToImagePipeline(None, None, network, vae, scheduler, safety_checker=checker)
-    text, negative = embeds(BATCH, 3, 8), embeds(BATCH, 3, 8, seed=2)
+    pipe = diffusers.Cosmos2TextToImagePipeline(None, None, network, video_vae(), scheduler, safety_checker=checker)
+    text, negative = (prompts := two_prompts()).values()
 
     def run(x: Tensor, told: Tensor) -> Tensor:
         sigma = (told / 1000).reshape(-1, 1, 1, 1, 1)
@@ -354,7 +252,7 @@ def cosmos() -> Tiny:
         with_ = denoised(text)
         return (x - (with_ + 2.0 * (with_ - denoised(negative)))) / sigma
 
-    call = {"prompt_embeds": text, "negative_prompt_embeds": negative, "guidance_scale": 2.0}
+    call = {**prompts, "guidance_scale": 2.0}
     return Tiny(
         pipe,
         {**call, "height": 32, "width": 32, "output_type": "latent"},
@@ -364,14 +262,50 @@ def cosmos() -> Tiny:
     )
 
 
+def flux2() -> Tiny:
+    """Flux 2, whose shift depends on how many steps are asked for."""
+    network = lively(
+        diffusers.Flux2Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=8,
+            timestep_guidance_channels=16,
+            axes_dims_rope=(2, 2, 2, 2),
+        )
+    )
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    vae = image_vae(diffusers.AutoencoderKLFlux2, batch_norm_eps=1e-4)
+    pipe = diffusers.Flux2Pipeline(scheduler, vae, None, None, network)
+    text = embeds(BATCH, 3, 8)
+    places, words = torch.zeros(16, 4), torch.zeros(3, 4)
+    places[:, 1], places[:, 2] = torch.arange(4).repeat_interleave(4), torch.arange(4).repeat(4)
+    words[:, 3] = torch.arange(3)
+
+    def run(x: Tensor, t: Tensor) -> Tensor:
+        return network(
+            hidden_states=x,
+            timestep=t / 1000,
+            guidance=torch.full([len(x)], 3.5, device=x.device),
+            encoder_hidden_states=per(x, text),
+            txt_ids=words.to(x),
+            img_ids=places.to(x),
+            return_dict=False,
+        )[0]
+
+    call = {"prompt_embeds": text, "guidance_scale": 3.5, "height": 16, "width": 16, "output_type": "latent"}
+    return Tiny(pipe, call, (BATCH, 16, 16), run, drawn=(BATCH, 16, 4, 4), pack=tokens)
+
+
 PIPELINES = {
     "StableDiffusion3Pipeline": stable_diffusion_3,
     "QwenImagePipeline": qwen_image,
-    "LTXPipeline": ltx,
-    "CogVideoXPipeline": cogvideox,
     "PixArtAlphaPipeline": pixart,
     "SanaPipeline": sana,
     "Cosmos2TextToImagePipeline": cosmos,
+    "Flux2Pipeline": flux2,
 }
 
 
@@ -396,44 +330,12 @@ def lumina() -> Any:
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0)
     pipe = diffusers.Lumina2Pipeline(network, scheduler, image_vae(), None, None)
     call = {
-        "prompt_embeds": embeds(BATCH, 3, 8),
+        **two_prompts(),
         "prompt_attention_mask": torch.ones(BATCH, 3, dtype=torch.int64),
-        "negative_prompt_embeds": embeds(BATCH, 3, 8, seed=2),
         "negative_prompt_attention_mask": torch.ones(BATCH, 3, dtype=torch.int64),
         "guidance_scale": 2.0,
         "height": 32,
         "width": 32,
-        "output_type": "latent",
-    }
-    return pipe, call
-
-
-def mochi() -> Any:
-    """Mochi, whose noise levels run upwards: (pipe, arguments of its call)."""
-    network = lively(
-        diffusers.MochiTransformer3DModel(
-            num_attention_heads=2,
-            attention_head_dim=8,
-            num_layers=2,
-            pooled_projection_dim=8,
-            in_channels=4,
-            text_embed_dim=8,
-            time_embed_dim=4,
-        )
-    )
-    vae = torch.nn.Linear(1, 1)  # latents come back as they are
-    vae.device, vae.dtype = torch.device("cpu"), torch.float32
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
-    pipe = diffusers.MochiPipeline(scheduler, vae, None, None, network)
-    call = {
-        "prompt_embeds": embeds(BATCH, 3, 8),
-        "prompt_attention_mask": torch.ones(BATCH, 3, dtype=torch.bool),
-        "negative_prompt_embeds": embeds(BATCH, 3, 8, seed=2),
-        "negative_prompt_attention_mask": torch.ones(BATCH, 3, dtype=torch.bool),
-        "guidance_scale": 2.0,
-        "height": 32,
-        "width": 32,
-        "num_frames": 7,
         "output_type": "latent",
     }
     return pipe, call

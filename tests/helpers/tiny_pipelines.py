@@ -6,116 +6,30 @@ Each says how its loop calls its network, so that a plain model beside it can do
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import diffusers
 import torch
+from helpers.tiny_parts import (
+    BATCH,
+    SD,
+    Tiny,
+    embeds,
+    guided,
+    halves,
+    image_unet,
+    image_vae,
+    lively,
+    per,
+    two_by_two,
+    two_prompts,
+    video_vae,
+)
 from torch import Tensor
-
-BATCH = 2
-
-
-@dataclass
-class Tiny:
-    """pipe, the arguments of its call, the shape of its loop's latents [BATCH, ...], and what its loop makes of latents
-    and a timestep [n] before it hands the output to its scheduler. `finish`: the call's
-    result, from the final latents."""
-
-    pipe: Any
-    call: dict[str, Any]
-    shape: tuple[int, ...]
-    network: Callable[[Tensor, Tensor], Tensor]
-    finish: Callable[[Tensor], Tensor] = lambda latents: latents
-    dtype: torch.dtype = torch.float32
-
-    def noise(self, seed: int = 5) -> Tensor:
-        """What the pipeline draws with a generator of this seed (all of the above draw their latents first)."""
-        return torch.randn(self.shape, generator=torch.Generator().manual_seed(seed), dtype=self.dtype)
-
-    def to(self, where: torch.device | torch.dtype) -> Tiny:
-        """The pipe and the floating tensors of its call; on a device or in a dtype."""
-        self.pipe.to(where)
-        for key, value in self.call.items():
-            if isinstance(value, Tensor) and (value.is_floating_point() or isinstance(where, torch.device)):
-                self.call[key] = value.to(where)
-        return self
-
-    def __call__(self, seed: int = 5, **more: Any) -> Tensor:
-        arguments = {**self.call, "generator": torch.Generator().manual_seed(seed), **more}
-        out = self.pipe(**arguments, return_dict=False)[0]
-        if isinstance(out, list):
-            return torch.stack(out)
-        return out if isinstance(out, Tensor) else torch.as_tensor(out)
-
-
-def lively(network: torch.nn.Module, seed: int = 0) -> Any:
-    """Seeded weights, none of them zero, large enough for time and state to matter."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in network.parameters():
-        fan = parameter[0].numel() if parameter.ndim > 1 else 100
-        with torch.no_grad():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * (1.2 / fan**0.5))
-    return network.eval().requires_grad_(False)
-
-
-def per(x: Tensor, given: Tensor) -> Tensor:
-    """What belongs to the samples, for inputs [BATCH * n, ...] that come sample by sample."""
-    dtype = x.dtype if given.is_floating_point() else given.dtype
-    return given.repeat_interleave(len(x) // len(given), 0).to(x.device, dtype)
-
-
-def embeds(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def image_vae(channels: int = 4) -> Any:
-    return lively(
-        diffusers.AutoencoderKL(
-            block_out_channels=(4, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            latent_channels=channels,
-            norm_num_groups=2,
-            sample_size=16,
-            shift_factor=0.1,
-        )
-    )
-
-
-def guided(scale: float, run: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Classifier-free guidance with the negative half first."""
-
-    def network(x: Tensor, t: Tensor) -> Tensor:
-        without, with_ = run(torch.cat([x] * 2), torch.cat([t] * 2)).chunk(2)
-        return without + scale * (with_ - without)
-
-    return network
-
-
-def halves(x: Tensor, without: Tensor, with_: Tensor) -> Tensor:
-    half = x[: len(x) // 2]
-    return torch.cat([per(half, without), per(half, with_)])
-
-
-SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
 def stable_diffusion(scheduler: Any = None, scale: float = 3.0, pipeline: Any = None, **more: Any) -> Tiny:
-    unet = lively(
-        diffusers.UNet2DConditionModel(
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            sample_size=8,
-            in_channels=4,
-            out_channels=4,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=8,
-            attention_head_dim=2,
-            norm_num_groups=2,
-        )
-    )
+    unet = image_unet()
     pipe = (pipeline or diffusers.StableDiffusionPipeline)(
         image_vae(),
         None,
@@ -126,33 +40,20 @@ def stable_diffusion(scheduler: Any = None, scale: float = 3.0, pipeline: Any = 
         None,
         requires_safety_checker=False,
     )
-    text, negative = embeds(BATCH, 3, 8), embeds(BATCH, 3, 8, seed=2)
-    call = {"prompt_embeds": text, "negative_prompt_embeds": negative, "guidance_scale": scale, "output_type": "latent"}
+    text, negative = (prompts := two_prompts()).values()
     return Tiny(
         pipe,
-        {**call, **more},
+        {**prompts, "guidance_scale": scale, "output_type": "latent", **more},
         (BATCH, 4, 8, 8),
         guided(scale, lambda x, t: unet(x, t, encoder_hidden_states=halves(x, negative, text), return_dict=False)[0]),
     )
 
 
 def stable_diffusion_xl() -> Tiny:
-    unet = lively(
-        diffusers.UNet2DConditionModel(
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            sample_size=8,
-            in_channels=4,
-            out_channels=4,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=8,
-            attention_head_dim=2,
-            norm_num_groups=2,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=4,
-            projection_class_embeddings_input_dim=6 * 4 + 6,
-        )
+    unet = image_unet(
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=6 * 4 + 6,
     )
     pipe = diffusers.StableDiffusionXLPipeline(
         image_vae(), None, None, None, None, unet, diffusers.EulerDiscreteScheduler(**SD), add_watermarker=False
@@ -236,14 +137,8 @@ def flux(pipeline: Any = None, dynamic: bool = True, **more: Any) -> Tiny:
         )[0]
 
     call = {"prompt_embeds": text, "pooled_prompt_embeds": pooled, "height": 16, "width": 16, "output_type": "latent"}
-    made = Tiny(pipe, {**call, "guidance_scale": 3.5, **more}, (BATCH, 16, 16), run)
-
-    def noise(seed: int = 5) -> Tensor:
-        drawn = torch.randn(BATCH, 4, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=made.dtype)
-        return drawn.view(BATCH, 4, 4, 2, 4, 2).permute(0, 2, 4, 1, 3, 5).reshape(BATCH, 16, 16)
-
-    made.noise = noise  # type: ignore[method-assign]
-    return made
+    call = {**call, "guidance_scale": 3.5, **more}
+    return Tiny(pipe, call, (BATCH, 16, 16), run, drawn=(BATCH, 4, 8, 8), pack=two_by_two)
 
 
 def wan(scheduler: Any = None, scale: float = 2.0) -> Tiny:
@@ -261,19 +156,18 @@ def wan(scheduler: Any = None, scale: float = 2.0) -> Tiny:
             rope_max_seq_len=16,
         )
     )
-    vae = diffusers.AutoencoderKLWan(base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
     scheduler = scheduler or diffusers.UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
     )
-    pipe = diffusers.WanPipeline(None, None, vae, scheduler, network)
-    text, negative = embeds(BATCH, 3, 8), embeds(BATCH, 3, 8, seed=2)
+    pipe = diffusers.WanPipeline(None, None, video_vae(), scheduler, network)
+    text, negative = (prompts := two_prompts()).values()
 
     def run(x: Tensor, t: Tensor) -> Tensor:
         with_ = network(hidden_states=x, timestep=t, encoder_hidden_states=per(x, text), return_dict=False)[0]
         without = network(hidden_states=x, timestep=t, encoder_hidden_states=per(x, negative), return_dict=False)[0]
         return without + scale * (with_ - without)
 
-    call = {"prompt_embeds": text, "negative_prompt_embeds": negative, "guidance_scale": scale, "num_frames": 9}
+    call = {**prompts, "guidance_scale": scale, "num_frames": 9}
     return Tiny(pipe, {**call, "height": 32, "width": 32, "output_type": "latent"}, (BATCH, 4, 3, 4, 4), run)
 
 

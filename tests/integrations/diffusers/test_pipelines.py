@@ -11,15 +11,27 @@ import torch
 pytest.importorskip("diffusers", reason="diffusers is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed, which diffusers' pipelines import")
 
+import diffusers
 from helpers import more_tiny_pipelines as more
 from helpers import tiny_pipelines as tiny
+from helpers import tiny_video_pipelines as video
 
 import oss_ext
 from oss_ext import Schedule, grids
 from oss_ext.integrations.diffusers import applied, apply, family_of, search
 from oss_ext.schedule_file import Calibration
 
-PIPELINES = {**tiny.PIPELINES, **more.PIPELINES}
+PIPELINES = {**tiny.PIPELINES, **more.PIPELINES, **video.PIPELINES}
+EACH = [
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(
+            not hasattr(diffusers, name),
+            reason=f"diffusers {diffusers.__version__} has no {name}, which newer ones have",
+        ),
+    )
+    for name in PIPELINES
+]
 FP32, BF16 = 1e-4, 6e-2  # relative, of the largest number
 
 
@@ -61,7 +73,7 @@ def calibrated(schedule):
         yield schedule.with_calibration(Calibration(**levels))
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", EACH)
 def test_a_schedule_applied_is_the_schedule_sampled(name, record_property):
     made, model = parts(name)
     stock = made(num_inference_steps=4)
@@ -84,7 +96,7 @@ def test_a_schedule_applied_is_the_schedule_sampled(name, record_property):
     assert torch.equal(made(num_inference_steps=4), stock)  # undone
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", EACH)
 def test_a_search_through_the_loop_is_a_search_on_the_network(name):
     made, model = parts(name)
     before = dict(vars(made.pipe))

@@ -13,7 +13,8 @@ pytest.importorskip("transformers", reason="transformers is not installed, which
 
 import diffusers
 from helpers import tiny_pipelines as tiny
-from helpers.more_tiny_pipelines import PIPELINES, lumina, mochi
+from helpers.more_tiny_pipelines import PIPELINES, lumina
+from helpers.tiny_video_pipelines import mochi
 
 from oss_ext import Schedule
 from oss_ext.integrations.diffusers import applied, family_of, search
