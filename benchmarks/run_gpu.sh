@@ -34,8 +34,12 @@ for name in ${BENCH-schedules kernels}; do
       python3 benchmarks/bench_kernels.py --out "$out" > "$out/kernels.log" 2>&1 || failed=1
       tail -n 10 "$out/kernels.log"
       ;;
+    costs)
+      python3 benchmarks/bench_costs.py --out "$out" > "$out/costs.log" 2>&1 || failed=1
+      tail -n 60 "$out/costs.log"
+      ;;
     *)
-      echo "BENCH: got $name, wanted schedules or kernels" >&2
+      echo "BENCH: got $name, wanted schedules, kernels or costs" >&2
       exit 2
       ;;
   esac

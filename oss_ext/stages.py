@@ -20,7 +20,7 @@ from oss_ext import kernels, solvers
 from oss_ext.proposals import CHUNK, propose
 from oss_ext.stages_calibration import Calibrator
 from oss_ext.stages_cost import Judge
-from oss_ext.stages_table import Table, Winners, best_coefficients, check_reached, rows_of
+from oss_ext.stages_table import Table, Winners, best_coefficients, check_reached, neighbours, rows_of
 from oss_ext.teacher import Ask, Teacher
 from oss_ext.transfer import empty
 
@@ -90,7 +90,7 @@ def run_stages(
         rows = torch.cat([rank * (last + 1) + torch.arange(*span) for rank, span in enumerate(table.sources)])[known:]
         if len(rows) and not table.answered:
             at = rows % (last + 1)
-            index = _neighbours(rows, starts.device)
+            index = neighbours(rows, starts.device)
             if calibrator is not None:
                 if budget == 1:
                     table.states = empty(starts.shape, like=starts).copy_(starts)  # they may be the teacher's own
@@ -133,12 +133,6 @@ def path_of(stages: list[Stage], nodes: int) -> tuple[Tensor, Tensor | None]:
         row = pointer.gather(-1, row)
         path.append(row)
     return torch.cat(path[::-1], -1) % nodes, torch.cat(coefficients[::-1], -2) if coefficients else None
-
-
-def _neighbours(rows: Tensor, device: torch.device) -> slice | Tensor:
-    """An index for ascending rows of a table: a slice, hence a view, where they are neighbours."""
-    begin, count = int(rows[0]), len(rows)
-    return slice(begin, begin + count) if int(rows[-1]) - begin + 1 == count else rows.to(device)
 
 
 def _next(table: Table, won: Winners, times: Tensor, solver: solvers.Solver) -> Table:

@@ -18,8 +18,9 @@ from oss_ext import kernels
 from oss_ext.costs import Cost
 from oss_ext.objective import squared_error
 from oss_ext.proposals import Proposal
-from oss_ext.stages_table import check_reached
+from oss_ext.stages_table import check_reached, neighbours
 from oss_ext.teacher import Ask
+from oss_ext.transfer import empty
 
 PURPOSE = "cost"
 """What its evaluations, at candidates and at the teacher's states, are counted as."""
@@ -109,17 +110,23 @@ class Judge:
         at = at[at < self._last]
         if not self._cost.evaluates or not len(at):
             return None
-        here = at.to(states.device)
+        here = neighbours(at, states.device)
         samples = slice(self._samples.start + part.start, self._samples.start + part.stop)
+        output = empty(states.shape, like=states).zero_()
+        asked, told = (vectors[:, here].unflatten(2, self._shape) for vectors in (states, output))
+        view = isinstance(here, slice)
         self._cost.expect()
-        sent = yield Ask(states[:, here].unflatten(2, self._shape), self._t[at], samples, self._nodes[at], PURPOSE)
-        output = torch.zeros_like(states)
-        output[:, here] = sent.flatten(2)
+        ask = Ask(asked, self._t[at], samples, self._nodes[at], PURPOSE, told if view else None)
+        sent = yield ask
+        if view:
+            ask.keep(sent)
+        else:
+            output[:, here] = sent.flatten(2)
         return output
 
     def _features(self, states: Tensor, output: Tensor | None, at: Tensor) -> Tensor:
         """[b, m, F] at the m nodes `at`."""
-        here = at.to(states.device)
+        here = neighbours(at, states.device)
         batch = len(states)
         flat = states[:, here].flatten(0, 1).unflatten(1, self._shape)
         told = None if output is None else output[:, here].flatten(0, 1).unflatten(1, self._shape)

@@ -35,6 +35,12 @@ class Table:
     answered: bool = False
 
 
+def neighbours(rows: Tensor, device: torch.device) -> slice | Tensor:
+    """An index for ascending rows of a table: a slice, hence a view, where they are neighbours."""
+    begin, count = int(rows[0]), len(rows)
+    return slice(begin, begin + count) if int(rows[-1]) - begin + 1 == count else rows.to(device)
+
+
 def rows_of(table: Tensor, source: Tensor) -> Tensor:
     """table[..., source[..., j], :] for every j: table [R, C] or [B, R, C], source [n] or [B, n]."""
     if source.ndim == 1:
