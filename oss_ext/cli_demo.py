@@ -1,4 +1,4 @@
-"""`oss-ext demo`: search on the bundled model, and what it is worth on held-out noises."""
+"""`oss-ext demo`: search on a bundled model, and what it is worth on held-out noises."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ USUAL = "dpmpp_2m"  # what the stock schedules run with where the search has no 
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the schedules and the pictures.")] = Path("oss-demo"),
+    name: Annotated[str, typer.Option("--model", help=f"{' or '.join(zoo.names())}.")] = "photo32",
     steps: Annotated[int, typer.Option(help="Largest budget K; every budget 1..K is found.")] = 10,
     teacher_steps: Annotated[int, typer.Option(help="Steps of the teacher.")] = DEFAULT_STEPS,
     samples: Annotated[int, typer.Option(help="Noises to search on.")] = 9,
@@ -42,7 +43,7 @@ def demo(
     open_: Annotated[bool, typer.Option("--open/--no-open", help="Show the picture at the end.")] = False,
     json_: Json = False,
 ) -> None:
-    """Search schedules for the bundled model, measure them on held-out noises, draw pictures. About half a minute."""
+    """Search schedules for a bundled model, measure them on held-out noises, draw pictures. About half a minute."""
     began = time.perf_counter()
     console = speaker(json_)
     _check(steps, teacher_steps, samples, heldout)
@@ -51,10 +52,10 @@ def demo(
         solvers.get(solver)
     stock = solver if known else USUAL
     where = pick_device(device)
-    model = zoo.load("photo32", guidance_scale=guidance, device=where)
+    model = zoo.load(name, guidance_scale=guidance, device=where)
     with whole_folder(out) as folder:
         console.print(
-            f"Model   [bold]photo32[/], {model.parameter_count / 1e6:.1f} M parameters, guidance {guidance:g}, "
+            f"Model   [bold]{name}[/], {model.parameter_count / 1e6:.1f} M parameters, guidance {guidance:g}, "
             f"on {_device_name(where)}\n"
             f"Search  {samples} noises, a teacher of {teacher_steps} {DEFAULT_SOLVER} steps, budgets 1 to {steps}\n"
             f"Test    {heldout} other noises: {stock} on uniform and EDM flow times, {solver} on those of OSS,\n"

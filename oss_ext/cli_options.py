@@ -6,7 +6,11 @@ from typing import Annotated
 
 import typer
 
-ModelName = Annotated[str, typer.Argument(help="photo32, or package.module:function that returns a Denoiser.")]
+from oss_ext import zoo
+
+ModelName = Annotated[
+    str, typer.Argument(help=f"{', '.join(zoo.names())}, or package.module:function that returns a Denoiser.")
+]
 BatchSize = Annotated[int | None, typer.Option(help="Network inputs a batch.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale of a bundled model; default 1.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]

@@ -236,7 +236,7 @@ def test_info_of_the_installation(folder: Path) -> None:
     found = one_object(run("info", "--json"))
     assert found["solvers"] == oss_ext.solvers.names()
     assert found["grids"] == oss_ext.grids.names()
-    assert found["models"] == ["photo32"]
+    assert found["models"] == oss_ext.zoo.names()
     assert found["torch"] == torch.__version__
     assert len(found["gpus"]) == torch.cuda.device_count()
     assert found.items() >= oss_ext.build_info().items()
@@ -301,6 +301,14 @@ def test_demo_compares_with_what_people_run(folder: Path, solver: str, stock: st
     for name, schedule in paths.items():
         error = (schedule.sample(model, noise, cond) - teacher).square().mean()
         assert found["psnr_db"][name]["2"] == pytest.approx(float(10 * (4 / error).log10()), abs=1e-3)
+
+
+def test_demo_of_the_other_model(folder: Path) -> None:
+    settings = ("--steps", 2, "--teacher-steps", 4, "--samples", 1, "--heldout", 1, "--device", "cpu")
+    found = one_object(run("demo", "--model", "photo32_vp", *settings, "--json"))
+    assert (found["model"]["name"], found["model"]["parameterization"]) == ("photo32_vp", "epsilon")
+    assert found["t"][0] == pytest.approx(oss_ext.zoo.load("photo32_vp").t_max)
+    assert "name: got 'photo64'" in run("demo", "--model", "photo64").stderr
 
 
 def test_demo_with_the_teachers_own_budget_has_no_infinity_in_its_json(folder: Path) -> None:

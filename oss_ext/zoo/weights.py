@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from oss_ext.zoo.classifier import Classifier, ClassifierConfig
 from oss_ext.zoo.model import ZooModel
 from oss_ext.zoo.network import NetworkConfig, PatchTransformer
 
@@ -19,7 +20,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 def names() -> list[str]:
     """The names that :func:`load` takes."""
-    return ["photo32"]
+    return ["photo32", "photo32_vp"]
 
 
 def load(
@@ -32,7 +33,9 @@ def load(
     """A bundled model.
 
     Args:
-        name: as in :func:`names`. "photo32": 32x32 colour crops of nine photographs, one class each.
+        name: as in :func:`names`. Both draw 32x32 colour crops of nine photographs, one class each. "photo32" is a
+            flow model: velocity, any flow time in (0, 1]. "photo32_vp" is a variance-preserving one: noise, the 1000
+            timesteps of Stable Diffusion's noise levels and whatever lies between them.
         guidance_scale: scale of classifier-free guidance (arXiv 2207.12598): 1 is the plain conditional model, and
             ``v = v_null + guidance_scale (v_label - v_null)`` otherwise.
         device: where the weights go.
@@ -52,6 +55,28 @@ def load(
     network.load_state_dict(weights)
     network.to(device=device, dtype=dtype).requires_grad_(False).eval()
     return ZooModel(name, network, card, float(guidance_scale))
+
+
+def features(*, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Classifier:
+    """The classifier of the bundled models' pictures, to measure the distance between sets of them.
+
+    ``torchmetrics.image.fid.FrechetInceptionDistance(feature=oss_ext.zoo.features())``, or ``KernelInceptionDistance``:
+    64 features of uint8 pictures or of samples in [-1, 1]. Such distances compare with each other only, not with those
+    of Inception-V3. Gradients with respect to the pictures are available; the weights take none.
+
+    Args:
+        device: where the weights go.
+        dtype: of the weights and of the features; float32, bfloat16, float16 or float64. The file holds float16.
+
+    Raises:
+        ValueError: another dtype.
+        FileNotFoundError: the package was built without the weights.
+    """
+    _check_dtype(dtype)
+    weights, card = _read("photo32_features")
+    classifier = Classifier(ClassifierConfig(**card["architecture"]))
+    classifier.load_state_dict(weights)
+    return classifier.to(device=device, dtype=dtype).requires_grad_(False).eval()
 
 
 def _check_dtype(dtype: torch.dtype) -> None:
