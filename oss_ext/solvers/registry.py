@@ -81,17 +81,17 @@ def get(solver: str | Solver) -> Solver:
 
 
 def along(solver: Solver, t: Tensor) -> Tensor:
-    """float64 [k, 2 + history]: the coefficients of each step along the path t, float64 [k + 1].
+    """float64 [..., k, 2 + history]: the coefficients of each step along the paths t, float64 [..., k + 1].
 
     Raises ValueError for `Fitted` and `Mixed`, whose coefficients only a search knows.
     """
     if is_searched(solver):
         raise ValueError(f"solver: got {solver.name!r}, whose coefficients come from a search, wanted a formula")
-    return solver.coefficients(past_times(t, solver.history), t[1:])
+    return solver.coefficients(past_times(t, solver.history), t[..., 1:])
 
 
 def past_times(t: Tensor, history: int) -> Tensor:
-    """float64 [k, 1 + history]: the `t_history` of each step along the path t, float64 [k + 1]: the flow time of its
-    evaluation, then those of the earlier ones, NaN where there are fewer."""
-    rows = [torch.arange(len(t) - 1) - age for age in range(1 + history)]
-    return torch.stack([torch.where(row >= 0, t[row.clamp(min=0)], torch.nan) for row in rows], -1)
+    """float64 [..., k, 1 + history]: the `t_history` of each step along the paths t, float64 [..., k + 1]: the flow
+    time of its evaluation, then those of the earlier ones, NaN where there are fewer."""
+    rows = [torch.arange(t.shape[-1] - 1) - age for age in range(1 + history)]
+    return torch.stack([torch.where(row >= 0, t[..., row.clamp(min=0)], torch.nan) for row in rows], -1)
