@@ -371,14 +371,19 @@ def test_activations_that_never_come():
         by_hand(dp_core(normal(4, 4), grids.make("flow", 10), 3, cost=costs.Perceptual(net, "first")), model)
 
 
-def test_inception_v3():
+def test_inception_v3_sees_what_torchvisions_preset_shows_it():
     models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
     torch.manual_seed(0)
-    state = models.inception_v3(weights=None, init_weights=False, aux_logits=False).state_dict()
-    cost = costs.inception_v3(state, sources=2)
+    network = models.inception_v3(weights=None, init_weights=False, transform_input=True).eval()
+    cost = costs.inception_v3(network.state_dict(), sources=2)
+    network.fc = nn.Identity()
+    preset = models.Inception_V3_Weights.IMAGENET1K_V1.transforms(resize_size=299)
     x = normal(2, 3, 32, 32, dtype=torch.float32).tanh()
+    with torch.no_grad():
+        wanted = network(preset((x + 1) / 2))
     features = cost.features(x, torch.zeros_like(x), torch.zeros(2, dtype=torch.float64))
-    assert features.shape == (2, 2048) and bool(features.isfinite().all())
+    assert features.shape == (2, 2048) and float(wanted.std()) > 0
+    torch.testing.assert_close(features, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
     with pytest.raises(RuntimeError, match="Missing key"):
         costs.inception_v3({})
 
