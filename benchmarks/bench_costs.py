@@ -8,7 +8,7 @@ Table 4 (ImageNet-64, EDM network, 5 steps, every sample its own schedule): x_t-
 9.91, x_t-percep 18.27. Rows here: the same four costs, of one Euler schedule for all noises ("joint", measured on
 held-out noises) and of a schedule for every held-out noise ("per_sample", over all nodes, as there). "features" are the
 bundled classifier's instead of Inception-V3's, and the perceptual cost looks at the middle block of the network.
-Study "sources": how many candidates into a node the x0 cost judges, over all nodes of the teacher; None: all.
+Study "sources": how many candidates into a node the x0 cost judges, of --study-candidates nodes; None: all.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def sources_rows(held: HeldOut, options: argparse.Namespace) -> list[Row]:
     for sources in SOURCES:
         began = time.perf_counter()
         result, _ = held.search(
-            "euler", steps, options.study_samples, candidates=held.teacher_steps, cost=costs.X0(sources)
+            "euler", steps, options.study_samples, candidates=options.study_candidates, cost=costs.X0(sources)
         )
         values = held.score(held.sample(result.schedules[steps]))
         schedule = result.schedules[steps]
@@ -103,8 +103,10 @@ def main() -> None:
     parser.add_argument("--own", type=int, default=32, help="held-out noises that get schedules of their own")
     parser.add_argument("--study-samples", type=int, default=16, help="noises of the study")
     parser.add_argument("--study-steps", type=int, default=10)
-    parser.add_argument("--teacher-steps", type=int, default=100)
-    parser.add_argument("--teacher-solver", default="unipc")
+    parser.add_argument("--study-candidates", type=int, default=100, help="nodes that the study looks at")
+    parser.add_argument("--study-guidance", type=float, action="append", help="default: 1")
+    parser.add_argument("--teacher-steps", type=int, default=200)
+    parser.add_argument("--teacher-solver", default="euler")
     parser.add_argument("--candidates", type=int, help="nodes that a joint search looks at; default the library's")
     parser.add_argument("--budget", type=int, action="append", help="default: 5 and 10")
     parser.add_argument("--guidance", type=float, action="append", help="default: 1 and 3")
@@ -112,7 +114,7 @@ def main() -> None:
         "--features", metavar="MODULE:FUNCTION", default="oss_ext.zoo:features", help="returns a module"
     )
     parser.add_argument("--no-features", action="store_true", help="leave that row out")
-    parser.add_argument("--no-study", action="store_true")
+    parser.add_argument("--no-study", action="store_true", help="leave that out")
     parser.add_argument("--out", type=Path, help="folder for costs.json; default: benchmarks/results")
     options = parser.parse_args()
     options.budget = sorted(options.budget or [5, 10])
@@ -129,9 +131,18 @@ def main() -> None:
             teacher_solver=options.teacher_solver, device=device,
         )  # fmt: skip
         rows += table_rows(held, options, features)
-        if not options.no_study:
+        if not options.no_study and guidance in (options.study_guidance or [1.0]):
             study += sources_rows(held, options)
-    keys = ("heldout", "samples", "own", "study_samples", "teacher_steps", "teacher_solver", "candidates")
+    keys = (
+        "heldout",
+        "samples",
+        "own",
+        "study_samples",
+        "study_candidates",
+        "teacher_steps",
+        "teacher_solver",
+        "candidates",
+    )
     result = measure.environment(device) | {key: getattr(options, key) for key in keys}
     result |= {"seconds": time.perf_counter() - began, "rows": rows, "sources": study}
     print(f"{result['seconds']:.0f} s; saved {measure.save('costs', result, options.out)}")
