@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import types
 import warnings
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.analytic import mixture, normal, shared_grid
+from helpers.comfyui import manual_sigmas
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
@@ -34,11 +34,6 @@ def flow(solver: str = "euler") -> Schedule:
 def vp(solver: str = "euler", *, whole: bool = False) -> Schedule:
     model = mixture().vp(EpsilonModel)
     return Schedule.from_grid(oss_ext.grids.for_model("ddim" if whole else "edm", 6, model), solver, model)
-
-
-def manual_sigmas(text: str) -> list[float]:
-    """What ComfyUI's ManualSigmas makes of its text: every run that this expression finds (nodes_custom_sampler.py)."""
-    return [float(number) for number in re.findall(r"[-+]?(?:\d*\.*\d+)", text)]
 
 
 def rounded(values: Tensor, decimals: int = 10) -> list[float]:

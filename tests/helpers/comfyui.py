@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 import types
 from collections.abc import Callable
@@ -57,6 +58,12 @@ def comfyui() -> types.SimpleNamespace:
     import comfy.supported_models_base
 
     return comfy
+
+
+def manual_sigmas(text: str) -> list[float]:
+    """What ComfyUI's ManualSigmas makes of its text: the numbers that this expression finds, which knows no exponents
+    (comfy_extras/nodes_custom_sampler.py, commit 4be318aa)."""
+    return [float(number) for number in re.findall(r"[-+]?(?:\d*\.*\d+)", text)]
 
 
 class FlowSampling:

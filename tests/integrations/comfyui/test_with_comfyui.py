@@ -5,6 +5,7 @@ Runs where OSS_COMFYUI is the path of a ComfyUI checkout whose requirements are 
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.analytic import normal
-from helpers.comfyui import COMFYUI, Guider, Wrapped, comfyui, nodes_package, part
+from helpers.comfyui import COMFYUI, Guider, Wrapped, comfyui, manual_sigmas, nodes_package, part
 from torch import Tensor
 
 from oss_ext import Schedule, export, published
@@ -328,15 +329,21 @@ def test_manual_sigmas_read_what_export_writes(comfy: Any) -> None:
 
     if not hasattr(nodes_custom_sampler, "ManualSigmas"):
         pytest.skip("this ComfyUI is from before ManualSigmas")
-    schedule = published.from_sigmas([1.0, 0.5, 1e-3, 2e-6], model="flow")
-    (sigmas,) = nodes_custom_sampler.ManualSigmas.execute(export(schedule, to="comfy")).result
-    assert torch.equal(sigmas, schedule.sigmas.float())
+
+    def read(text: str) -> Tensor:
+        return nodes_custom_sampler.ManualSigmas.execute(text).result[0]
+
+    small = published.from_sigmas([1.0, 0.5, 1e-3, 2e-6], model="flow")
+    for schedule in (small, published.schedule("ays-svd"), published.schedule("oss-wan", 30)):
+        assert torch.equal(read(export(schedule, to="comfy")), schedule.sigmas.float())
+        graph = json.loads(export(schedule, to="comfy-api"))
+        assert torch.equal(read(graph["oss_sigmas"]["inputs"]["sigmas"]), schedule.sigmas.float())
+    for text in ("1e-3", "1, .5, 0.", "14.6146 0.03,+2;-1", "1.0e+00, 5e-1", "", "none"):
+        assert read(text).tolist() == torch.tensor(manual_sigmas(text)).tolist()
 
 
 @pytest.mark.parametrize(("kind", "solver"), [("FLOW", "euler"), ("EPS", "euler"), ("EPS", "dpmpp_2m")])
 def test_exported_levels_with_the_sampler_that_export_names(comfy: Any, kind: str, solver: str) -> None:
-    import json
-
     patcher, guider = loaded(comfy, kind)
     schedule = stock(patcher, solver)
     graph = json.loads(export(schedule, to="comfy-api"))
