@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
-from heldout import BATCH, HeldOut, Solver, gain, summary
+from heldout import BATCH, HeldOut, Searched, gain, summary
 
 import oss_ext
 from oss_ext.candidates import default_count
@@ -24,7 +24,7 @@ TEACHERS = [("euler", 200), ("euler", 1000)] + [
 ]
 
 
-def _row(held: HeldOut, label: str, solver: Solver, steps: int, budget: int, samples: int, **options: Any) -> Row:
+def _row(held: HeldOut, label: str, solver: Searched, steps: int, budget: int, samples: int, **options: Any) -> Row:
     result, seconds = held.search(solver, steps, samples, **options)
     values = held.score(held.sample(result.schedules[budget]))
     row = {"guidance": held.guidance, "solver": label, "steps": budget, "samples": samples, **options}
@@ -33,7 +33,7 @@ def _row(held: HeldOut, label: str, solver: Solver, steps: int, budget: int, sam
 
 def samples_study(held: HeldOut, options: Namespace) -> list[Row]:
     """Held-out PSNR against the number of noises searched on."""
-    solvers: dict[str, Solver] = {
+    solvers: dict[str, Searched] = {
         "fitted": oss_ext.solvers.Fitted(history=3),
         "fitted, history 1": oss_ext.solvers.Fitted(history=1),
         "dpmpp_2m": "dpmpp_2m",

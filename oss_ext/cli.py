@@ -1,4 +1,4 @@
-"""The command `oss-ext`: demo, search, sample, info, export, import."""
+"""The command `oss-ext`: demo, search, sample, compare, info, export, import."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from oss_ext.cli_common import stderr
+from oss_ext.cli_compare import compare_
 from oss_ext.cli_demo import demo
 from oss_ext.cli_export import export, import_
 from oss_ext.cli_info import info
@@ -48,6 +49,7 @@ def _options(
 app.command()(demo)
 app.command()(search)
 app.command()(sample)
+app.command("compare")(compare_)
 app.command()(info)
 app.command()(export)
 app.command("import")(import_)

@@ -149,6 +149,12 @@ class Source:
     device: torch.device
     dtype: torch.dtype
 
+    @property
+    def takes_split(self) -> bool:
+        """Whether the model's noise() knows splits: "search" and "heldout"."""
+        own = getattr(self.model, "noise", None)
+        return own is not None and "split" in inspect.signature(own).parameters
+
     def noise(
         self, count: int, *, split: str | None, seed: int | None, shape: tuple[int, ...] | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -162,8 +168,7 @@ class Source:
         own = getattr(self.model, "noise", None)
         cond: dict[str, Tensor] = {}
         if own is not None:
-            takes_split = "split" in inspect.signature(own).parameters
-            if split is not None and not takes_split:
+            if split is not None and not self.takes_split:
                 raise ValueError(f"split: got {split!r}, but the noise() of {self.spec} takes no split")
             drawn, cond = own(count, split=split) if split is not None else own(count)
             cond = {key: value.to(self.device) for key, value in cond.items()}
@@ -191,25 +196,28 @@ def load_model(
         return Source(spec, zoo.load(spec, guidance_scale=scale, device=device, dtype=dtype), device, dtype)
     if guidance is not None:
         raise ValueError(f"guidance: is for bundled models; hand {spec} its own with --model-arg")
-    model = _import(spec)(**arguments)
+    model = import_function(spec, "model")(**arguments)
     if not isinstance(model, Denoiser):
         raise TypeError(f"model: {spec} returned {type(model).__name__}, wanted a Denoiser such as oss_ext.FlowModel")
     return Source(spec, model, device, dtype)
 
 
-def _import(spec: str) -> Callable[..., Any]:
+def import_function(spec: str, argument: str) -> Callable[..., Any]:
+    """What "package.module:name" names, a callable. argument: what errors call it."""
     module_name, _, function_name = spec.partition(":")
+    if not function_name:
+        raise ValueError(f"{argument}: got {spec!r}, wanted package.module:name")
     if os.getcwd() not in sys.path:  # as `python -m` would
         sys.path.insert(0, os.getcwd())
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise ImportError(f"model: {spec}: {error} (the current folder is on the path)") from error
+        raise ImportError(f"{argument}: {spec}: {error} (the current folder is on the path)") from error
     for part in function_name.split("."):
         if not hasattr(found, part):
-            raise ValueError(f"model: {module_name} has no {function_name!r}")
+            raise ValueError(f"{argument}: {module_name} has no {function_name!r}")
         found = getattr(found, part)
     if not callable(found):
-        raise TypeError(f"model: {spec} is {type(found).__name__}, wanted a function that returns a Denoiser")
+        raise TypeError(f"{argument}: {spec} is {type(found).__name__}, wanted a function")
     function: Callable[..., Any] = found
     return function

@@ -33,6 +33,7 @@ GROUPS = [
     {"result", "refine"},
     {"search", "baselines", "metrics"},
     {"plot", "integrations"},
+    {"compare"},
     {"cli"},
     {"__init__", "__main__"},
 ]

@@ -1,0 +1,114 @@
+"""The rows that are compared unless told otherwise, one line each. A new method is one line more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from oss_ext.compare.rows import (
+    LEARNED,
+    Row,
+    along,
+    auto,
+    calibrated,
+    heun,
+    open_ended,
+    per_sample,
+    refined,
+    rival,
+    searched,
+    stock,
+    table,
+)
+
+GRIDS = ("flow", "flow:shift=3", "edm", "logsnr", "ddim", "quadratic", "beta", "kl_optimal")
+SOLVERS = ("euler", "ab2", "dpmpp_2m", "unipc", "deis", "ipndm_3")
+TABLES = ("ays-sd15", "ays-sdxl", "ays-svd")
+SEARCHED = ("euler", "ab2", "dpmpp_2m", "unipc", "mixed", "fitted")
+CALIBRATIONS = ("scale", "affine", "gain")
+SIGMA_MAX = 400.0
+"""Where the rivals' grids of sigma begin on models that begin at infinity, beside the papers' own 80."""
+TRAINED_TO = 10  # the largest budget of rows that are trained by back-propagation
+OSS_NOISES, SAMPLED = 32, 64  # noises of the published search: for its median, and held-out ones of their own schedules
+
+
+def catalogue(*, iterations: int = 150, minibatch: int = 40) -> list[Row]:
+    """All rows. iterations, minibatch: of those that are trained by back-propagation; LD3's are the paper's."""
+    return [*_fixed(), *_ours(), *_gits(), *_dm(), *_trained(iterations, minibatch), *_calibrated()]
+
+
+def _fixed() -> Iterator[Row]:
+    for grid in GRIDS:
+        for solver in SOLVERS:
+            yield stock(grid, solver, priority=0, pictured=(grid, solver) == ("flow", "euler"))
+    for grid in ("edm", "ddim"):
+        yield stock(grid, "dpmpp_3m", priority=0)
+    yield heun("flow", "heun_flow", priority=0)
+    yield heun("edm", "heun", priority=0)
+    for name in TABLES:
+        for solver in ("euler", "dpmpp_2m"):
+            yield table(name, solver, priority=0)
+
+
+def _ours() -> Iterator[Row]:
+    for solver in SEARCHED:
+        first = solver in ("euler", "dpmpp_2m", "fitted")
+        yield searched(solver, row={"priority": 0 if first else 1, "pictured": first})
+    yield searched("dpmpp_3m", row={"priority": 3})
+    free = searched("fitted", name="joint, free start", start="free", row={"priority": 0})
+    yield free
+    moved = refined(searched("fitted"), "joint, nodes moved", method="nodes", objective="psnr", row={"priority": 1})
+    yield moved
+    yield auto(objective="psnr", row={"priority": 2, "pictured": True})
+    yield searched("euler", group="published", name="OSS-ave", samples=OSS_NOISES, share="median", row={"priority": 1})
+    yield per_sample("euler", SAMPLED, row={"priority": 3})
+    polish: dict[str, Any] = {"priority": 4, "most": TRAINED_TO}
+    yield refined(free, "joint, free start, polished", method="gradient", objective="psnr", row=polish)
+
+
+def _gits() -> Iterator[Row]:
+    """GITS as published, with a larger first sigma, and each with other solvers and with fitted coefficients."""
+    plain = rival("gits", "GITS", "ipndm_4", row={"priority": 0})
+    larger: dict[str, Any] = {"grid": f"edm:sigma_max={SIGMA_MAX:g}"}
+    wide = rival("gits", "GITS, larger sigma", "ipndm_4", row={"priority": 0, "fits": open_ended}, **larger)
+    for base in (plain, wide):
+        yield base
+        for solver in ("euler", "dpmpp_2m", "ipndm_3", "unipc"):
+            yield along(base, solver, row={"priority": 0})
+        yield along(base, "fitted", row={"priority": 1})
+
+
+def _dm() -> Iterator[Row]:
+    """DM from its several starts with its switch of the step count, without the switch, by the authors' minimiser, and
+    with other solvers and fitted coefficients."""
+    row: dict[str, Any] = {"priority": 0, "free": True}
+    theirs: dict[str, Any] = {"truncate": None, "minimizer": "trust-constr", "starts": "logsnr"}
+    bases = []
+    for how, name in (({}, "DM"), (theirs, "DM, authors' minimiser")):
+        bases.append(rival("dm", name, "unipc_3", row=row, **how))
+        bases.append(
+            rival("dm", f"{name}, larger sigma", "unipc_3", row=row | {"fits": open_ended}, sigma_max=SIGMA_MAX, **how)
+        )
+    for base in bases:
+        yield base
+        for solver in ("euler", "dpmpp_2m", "ipndm_3"):
+            yield along(base, solver, row={"priority": 0})
+        yield along(base, "fitted", row={"priority": 1})
+
+
+def _trained(iterations: int, minibatch: int) -> Iterator[Row]:
+    """What is learned by back-propagation through the sampler."""
+    row: dict[str, Any] = {"priority": 3, "most": TRAINED_TO, "trained": True}
+    same: dict[str, Any] = {"iterations": iterations, "minibatch": minibatch, "shared_teacher": True, "row": row}
+    yield rival("ld3", "LD3", "unipc_3", samples=100, shared_teacher=True, row=row)
+    yield rival("ld3", "LD3, one set of times", "dpmpp_2m", samples=100, shared_teacher=True, second=False, row=row)
+    yield rival("ds_solver", "DS-Solver", LEARNED, **same)
+    yield rival("dyweight", "DyWeight", LEARNED, **same)
+    yield rival("bns", "BNS", LEARNED, **same)
+
+
+def _calibrated() -> Iterator[Row]:
+    """The paper's calibration of amplitudes, and the gains fitted instead, on our Euler rows and on stock ones."""
+    for base in (searched("euler"), stock("flow", "euler")):
+        for mode in CALIBRATIONS:
+            yield calibrated(base, mode, row={"priority": 3, "pictured": base.group == "ours"})
