@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from rich.console import Console
 from rich.markup import escape
 from torch import Tensor
 
@@ -50,7 +51,7 @@ from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS
 
 SEED = 0  # of the search noises of models without noise(); held-out ones come after them
 LABELS = 9
-WIDTH = 118  # of tables, at least
+WIDTH = 120  # of tables in files and pipes
 
 
 def compare_(
@@ -142,9 +143,10 @@ def compare_(
         progress=not json_,
     )
     result = save(found, rows, out, environment(where))
+    wide = console if console.is_terminal else Console(file=console.file, width=WIDTH)
     for key in dict.fromkeys((each["subject"], each["guidance"], each["budget"]) for each in result["rows"]):
         some = [each for each in result["rows"] if (each["subject"], each["guidance"], each["budget"]) == key]
-        console.print(view(some), width=max(console.width, WIDTH), crop=False, no_wrap=not console.is_terminal)
+        wide.print(view(some))
     for best in [line for line in result["leaders"] if line["training"]]:
         guided = "" if best["guidance"] is None else f", guidance {best['guidance']:g}"
         console.print(
@@ -194,7 +196,7 @@ def subject_of(
 
 def save(found: Comparison, rows: Sequence[Row], out: Path, about: dict[str, Any]) -> dict[str, Any]:
     """Writes compare.json, compare.csv and the figures into `out`; returns what the JSON file holds."""
-    table = entries(found.cells)
+    table = entries(found.cells, naive=found.cases[0].guide.grid)
     result: dict[str, Any] = {
         **about,
         "seconds": found.seconds,

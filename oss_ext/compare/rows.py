@@ -114,6 +114,18 @@ def stock(grid: str | None, solver: str, *, group: str = "stock", name: str | No
     return Row(group, label, solver, {"kind": "stock", "grid": grid, "solver": solver}, make, free=True, **row)
 
 
+def teacher(name: str) -> Row:
+    """The teacher's own samples, where they are measured to a finer reference."""
+
+    def make(task: Task, wanted: tuple[int, ...]) -> Iterator[tuple[int, Made]]:
+        case = task.case
+        own = case.stock(case.guide.grid, case.guide.steps, case.guide.solver)
+        for budget in wanted:
+            yield budget, Made(images=case.sample(own), nfe=own.steps, times=own.t[None])
+
+    return Row("teacher", name, "its own", {"kind": "teacher"}, make)
+
+
 def heun(grid: str, method: str, **row: Any) -> Row:
     """Two evaluations a step: as many steps as the budget of evaluations allows, k steps taking 2 k - 1."""
 

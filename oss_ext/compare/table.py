@@ -18,37 +18,48 @@ OTHERS = (*BASES, "rivals")
 Entry = dict[str, Any]
 
 
-def entries(cells: Sequence[Cell]) -> list[Entry]:
-    """One entry a cell, in the same order: JSON values.
+def entries(cells: Sequence[Cell], naive: str = "naive") -> list[Entry]:
+    """One entry a cell, in the same order: JSON values. A row on the first few noises alone is set beside the others on
+    those.
 
     Averages: "psnr", of the squared error averaged over all noises; "mean_psnr", of the noises' own; "ssim", a mean.
     "std", "low", "high": standard deviation and 5 % and 95 % quantiles of the noises' own PSNRs. Paired differences,
     each [dB, standard error over noises] by both averages, or None where there is nothing to differ from:
     "over_stock" to the best of the groups "stock" and "published" with as large a budget, the best by that average;
-    "over_naive" to the teacher's own grid with the same solver; "over_ours" to the best row of ours, 0 for that row;
+    "over_naive" to the stock grid `naive`, the teacher's own, with the same solver; "over_ours" to the best row of ours, 0 for that row;
     "over_untrained" to the best of those that need no back-propagation.
     """
     found: dict[int, Entry] = {}
     places: dict[tuple[Any, ...], list[int]] = {}
     for place, cell in enumerate(cells):
-        assert cell.psnr is not None
-        places.setdefault((cell.subject, cell.guidance, cell.budget, len(cell.psnr)), []).append(place)
+        places.setdefault((cell.subject, cell.guidance, cell.budget), []).append(place)
     for some in places.values():
-        group = [cells[place] for place in some]
-        spread = Spread(torch.tensor([cell.psnr for cell in group], dtype=torch.float64))
-        for row, place in enumerate(some):
-            found[place] = _entry(group, row, spread)
+        for count in {_noises(cells[place]) for place in some}:
+            long = [place for place in some if _noises(cells[place]) >= count]
+            group = [cells[place] for place in long]
+            spread = Spread(torch.tensor([(cell.psnr or [])[:count] for cell in group], dtype=torch.float64))
+            for row, place in enumerate(long):
+                if _noises(cells[place]) == count:
+                    found[place] = _entry(group, row, spread, naive)
     return [found[place] for place in range(len(cells))]
 
 
-def _entry(group: Sequence[Cell], row: int, spread: Spread) -> Entry:
+def _noises(cell: Cell) -> int:
+    return len(cell.psnr or ())
+
+
+def _entry(group: Sequence[Cell], row: int, spread: Spread, naive: str) -> Entry:
     cell = group[row]
     assert cell.psnr is not None
     values = torch.tensor(cell.psnr, dtype=torch.float64)
     low, high = values.quantile(torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist()
     bases = {
         "over_stock": [n for n, one in enumerate(group) if one.group in BASES],
-        "over_naive": [n for n, one in enumerate(group) if one.name == "naive" and one.solver == cell.solver],
+        "over_naive": [
+            n
+            for n, one in enumerate(group)
+            if one.group == "stock" and one.name in (naive, "naive") and one.solver == cell.solver
+        ],
         "over_ours": [n for n, one in enumerate(group) if one.group == OURS],
         "over_untrained": [n for n, one in enumerate(group) if one.group == OURS and not one.trained],
     }

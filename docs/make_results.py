@@ -1,0 +1,213 @@
+"""Measures and writes docs/results.md: every table and picture of it, beside the paper's.
+
+    python docs/make_results.py measure --out DIR          # on a GPU; goes on where an earlier run stopped
+    python docs/make_results.py prepare --out DIR          # beforehand, on any machine: what needs no model
+    python docs/make_results.py measure --out DIR --study main --limit-seconds 300
+    python docs/make_results.py collect --out DIR          # tables to benchmarks/results, pictures to docs/images
+    python docs/make_results.py page                       # docs/results.md, from those files alone
+    python docs/make_results.py measure --out /tmp/small --small --device cpu
+
+A study is a comparison (`oss_ext.compare`) of some models, rows and budgets under one teacher; `STUDIES` lists them,
+the most important first. `oss-ext compare` measures the same rows of any model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import results_page
+import torch
+
+from oss_ext import zoo
+from oss_ext.calibration import amplitudes, amplitudes_of
+from oss_ext.cli_common import Source
+from oss_ext.cli_compare import environment, save, subject_of
+from oss_ext.compare import Features, Guide, Row, Subject, catalogue, chosen, compare
+from oss_ext.compare.case import Case
+from oss_ext.compare.catalogue import OSS_NOISES, TRAINED_TO
+from oss_ext.compare.rows import Task, per_sample, searched, stock
+from oss_ext.files import whole_file
+from oss_ext.plot_amplitudes import plot_amplitudes
+from oss_ext.schedule_calibration import Amplitudes
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, IMAGES = ROOT / "benchmarks" / "results", ROOT / "docs" / "images"
+BATCH = {"cuda": 4096, "cpu": 256}
+
+
+@dataclass(frozen=True)
+class Study:
+    """models: (name, guidance scales). rows: of the catalogue, or its own. heldout, samples: noises."""
+
+    name: str
+    rows: tuple[Row, ...]
+    budgets: tuple[int, ...]
+    guide: Guide = Guide()
+    models: tuple[tuple[str, tuple[float, ...]], ...] = (("photo32", (1.0,)),)
+    heldout: int = 256
+    samples: int = 128
+    features: bool = False
+
+    def small(self) -> Study:
+        """The same with so few noises and steps that a CPU makes it in a minute or two."""
+        shorter = None if self.guide.reference_steps is None else 16
+        steps = min(self.guide.steps, 8 + self.guide.steps // 200)
+        guide = replace(self.guide, steps=steps, reference_steps=shorter)
+        budgets = tuple(sorted({min(budget, 2 + place) for place, budget in enumerate(self.budgets)}))
+        return replace(self, guide=guide, budgets=budgets, heldout=4, samples=4)
+
+
+def studies(iterations: int) -> list[Study]:
+    rows = tuple(catalogue(iterations=iterations))
+    both = tuple((name, (1.0, 3.0)) for name in zoo.names())
+    found = [
+        Study("main", tuple(row for row in rows if row.group != "calibration"), (5, 10, 20), models=both, features=True),
+        Study("calibration", tuple(chosen(rows, ["calibration", "ours/joint/euler", "stock/flow/euler"])), (5, 10, 20),
+              features=True),
+    ]  # fmt: skip
+    for grid in ("flow", "ddim", "edm"):
+        guide = Guide(grid, 200, "euler")
+        found.append(Study(f"table2_{grid}", tuple(_table2()), (5, 10, 20, 50), guide, heldout=64))
+    for steps in (100, 200, 500, 1000):
+        guide = Guide("ddim", steps, "euler", 1000)
+        found.append(Study(f"table3_{steps}", tuple(_table3(steps)), (20,), guide, heldout=32))
+    return found
+
+
+def _table2() -> list[Row]:
+    """Naive step reduction on the teacher's own grid, and the searches."""
+    return [
+        stock(None, "euler"),
+        per_sample("euler", 64, row={"most": 20}),
+        searched("euler", group="published", name="OSS-ave", samples=OSS_NOISES, share="median", row={"most": 20}),
+        searched("euler", row={"most": 20}),
+    ]
+
+
+def _table3(steps: int) -> list[Row]:
+    """The teacher itself measured to the reference, and 20 steps searched with it."""
+    ave = searched("euler", group="published", name="OSS-ave", samples=TABLE3_NOISES, share="median")
+    rows = [per_sample("euler", 2 * TABLE3_NOISES), ave, searched("euler")]
+    return rows if steps == 1000 else [teacher(f"{steps} steps"), *rows]
+
+
+def subjects(study: Study, device: torch.device) -> list[Subject]:
+    found = []
+    for name, scales in study.models:
+        for scale in scales:
+            model = zoo.load(name, guidance_scale=scale, device=device)
+            source = Source(name, model, device, torch.float32)
+            found.append(subject_of(source, scale, heldout=study.heldout, samples=study.samples))
+    return found
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Every study that was asked for, into a folder of its own; `--limit-seconds` is for all of them together."""
+    began, device = time.perf_counter(), torch.device(options.device)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    for study in wanted(options):
+        left = None if options.limit_seconds is None else options.limit_seconds - (time.perf_counter() - began)
+        folder = options.out / study.name
+        folder.mkdir(parents=True, exist_ok=True)
+        some = subjects(study, device)
+        found = compare(
+            some, study.rows, study.budgets, guide=study.guide, out=folder / "cells", batch_size=BATCH[device.type],
+            features=bundled_features(device) if study.features else None, limit_seconds=left,
+            prepare=options.command == "prepare", progress=True,
+        )  # fmt: skip
+        if options.command == "prepare":
+            continue
+        result = save(found, study.rows, folder, environment(device))
+        if study.name == "calibration" and found.cells:
+            _amplitudes(found, folder)
+        for best in result["leaders"]:
+            if best["training"]:
+                print(
+                    f"{best['subject']} g{best['guidance']:g} K{best['budget']} {best['measure']}: {best['ours']} "
+                    f"{best['ours_psnr']:.2f} | {best['rival']} {best['rival_psnr']:.2f} | "
+                    f"{best['ahead']:+.2f} +- {best['error']:.2f}"
+                )
+        for failure in found.failed:
+            print("FAILED", *failure)
+        print(f"{study.name}: {len(found.cells)} cells, {len(found.left)} left, {found.seconds:.0f} s", flush=True)
+
+
+def wanted(options: argparse.Namespace) -> list[Study]:
+    every = studies(2 if options.small else options.iterations)
+    names = [study.name for study in every]
+    unknown = [name for name in options.study or [] if name not in names]
+    if unknown:
+        raise ValueError(f"study: got {', '.join(unknown)}, wanted some of {', '.join(names)}")
+    chosen_ = [study for study in every if not options.study or study.name in options.study]
+    return [study.small() for study in chosen_] if options.small else chosen_
+
+
+def _amplitudes(found: Comparison, folder: Path) -> None:
+    """The teacher's amplitudes and those of Euler's method, naive and ours, calibrated and not (the paper's Figure 4)."""
+    case, store = found.cases[0], found.stores[0]
+    budget = sorted({cell.budget for cell in found.cells})[-2 if len({cell.budget for cell in found.cells}) > 1 else -1]
+    noise, options = case.search_noise, {"cond": case.search_cond, "batch_size": case.batch_size}
+    levels = {"teacher": amplitudes(case.memory, noise, **options, **case.guide.options)}
+    for row in found.rows:
+        schedule = store.schedule(row, budget)
+        if schedule is not None and row.group in ("ours", "stock", "calibration") and "affine" not in row.name:
+            levels[f"{row.name}, {budget} steps"] = amplitudes_of(schedule, case.model, noise, **options)
+    content = {name: one.model_dump() for name, one in levels.items()}
+    with whole_file(folder / "amplitudes.json") as path:
+        path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def collect(options: argparse.Namespace) -> None:
+    """Tables without what only a rerun needs, to benchmarks/results; pictures to docs/images."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for study in studies(options.iterations):
+        folder = options.out / study.name
+        if not (folder / "compare.json").exists():
+            continue
+        result = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
+        result["rows"] = [_short(entry) for entry in result["rows"]]
+        with whole_file(RESULTS / f"compare_{study.name}.json") as path:
+            path.write_text(results_page.dumps(result), encoding="utf-8")
+        if (folder / "amplitudes.json").exists():
+            shutil.copy(folder / "amplitudes.json", RESULTS / "compare_amplitudes.json")
+        for picture in sorted((folder / "figures").glob("*.png")) if (folder / "figures").is_dir() else []:
+            if (study.name, picture.stem.rsplit("_", 1)[-1]) in PICTURES or picture.stem in PICTURES:
+                shutil.copy(picture, IMAGES / f"results_{study.name}_{picture.name}")
+    if (RESULTS / "compare_amplitudes.json").exists():
+        content = json.loads((RESULTS / "compare_amplitudes.json").read_text(encoding="utf-8"))
+        levels = {name: Amplitudes.model_validate(one) for name, one in content.items()}
+        plot_amplitudes(levels, IMAGES / "results_amplitudes.png")
+
+
+def _short(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key not in ("recipe", "t_spread")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("prepare", "measure", "collect", "page"))
+    parser.add_argument("--out", type=Path, default=ROOT / "results-run")
+    parser.add_argument("--study", action="append", help="default: all")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--limit-seconds", type=float)
+    parser.add_argument("--iterations", type=int, default=150, help="of rivals that are trained")
+    parser.add_argument("--small", action="store_true", help="few noises and steps: to see that it works")
+    options = parser.parse_args()
+    if options.command in ("prepare", "measure"):
+        options.out.mkdir(parents=True, exist_ok=True)
+        measure(options)
+    elif options.command == "collect":
+        collect(options)
+    else:
+        results_page.write()
+
+
+if __name__ == "__main__":
+    main()
