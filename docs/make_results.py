@@ -17,8 +17,7 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,10 @@ import torch
 from oss_ext import zoo
 from oss_ext.calibration import amplitudes, amplitudes_of
 from oss_ext.cli_common import Source
-from oss_ext.cli_compare import environment, save, subject_of
-from oss_ext.compare import Features, Guide, Row, Subject, catalogue, chosen, compare
-from oss_ext.compare.case import Case
-from oss_ext.compare.catalogue import OSS_NOISES, TRAINED_TO
-from oss_ext.compare.rows import Task, per_sample, searched, stock
+from oss_ext.cli_compare import bundled_features, environment, save, subject_of
+from oss_ext.compare import Comparison, Guide, Row, Subject, catalogue, chosen, compare
+from oss_ext.compare.catalogue import OSS_NOISES
+from oss_ext.compare.rows import per_sample, searched, stock, teacher
 from oss_ext.files import whole_file
 from oss_ext.plot_amplitudes import plot_amplitudes
 from oss_ext.schedule_calibration import Amplitudes
@@ -40,6 +38,11 @@ from oss_ext.schedule_calibration import Amplitudes
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, IMAGES = ROOT / "benchmarks" / "results", ROOT / "docs" / "images"
 BATCH = {"cuda": 4096, "cpu": 256}
+TABLE3_NOISES = 16  # of the median there; twice as many held-out ones
+PICTURES = {
+    "psnr_vs_nfe", "schedules_photo32-guidance-1", "schedules_photo32-vp-guidance-1", "samples_photo32-guidance-1_10",
+    "samples_photo32-vp-guidance-1_10",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Study:
     name: str
     rows: tuple[Row, ...]
     budgets: tuple[int, ...]
-    guide: Guide = Guide()
+    guide: Guide = field(default_factory=Guide)
     models: tuple[tuple[str, tuple[float, ...]], ...] = (("photo32", (1.0,)),)
     heldout: int = 256
     samples: int = 128
@@ -61,17 +64,18 @@ class Study:
         steps = min(self.guide.steps, 8 + self.guide.steps // 200)
         guide = replace(self.guide, steps=steps, reference_steps=shorter)
         budgets = tuple(sorted({min(budget, 2 + place) for place, budget in enumerate(self.budgets)}))
-        return replace(self, guide=guide, budgets=budgets, heldout=4, samples=4)
+        return replace(self, guide=guide, budgets=budgets, heldout=4, samples=4)  # rows keep their own counts
 
 
-def studies(iterations: int) -> list[Study]:
-    rows = tuple(catalogue(iterations=iterations))
+def studies(iterations: int, graph: bool = False) -> list[Study]:
+    rows = tuple(catalogue(iterations=iterations, graph=graph))
     both = tuple((name, (1.0, 3.0)) for name in zoo.names())
+    usual = tuple(row for row in rows if row.group != "calibration")
+    calibration = tuple(chosen(rows, ["calibration", "ours/joint/euler", "stock/flow/euler"]))
     found = [
-        Study("main", tuple(row for row in rows if row.group != "calibration"), (5, 10, 20), models=both, features=True),
-        Study("calibration", tuple(chosen(rows, ["calibration", "ours/joint/euler", "stock/flow/euler"])), (5, 10, 20),
-              features=True),
-    ]  # fmt: skip
+        Study("main", usual, (5, 10, 20), models=both, features=True),
+        Study("calibration", calibration, (5, 10, 20), features=True),
+    ]
     for grid in ("flow", "ddim", "edm"):
         guide = Guide(grid, 200, "euler")
         found.append(Study(f"table2_{grid}", tuple(_table2()), (5, 10, 20, 50), guide, heldout=64))
@@ -126,7 +130,7 @@ def measure(options: argparse.Namespace) -> None:
             continue
         result = save(found, study.rows, folder, environment(device))
         if study.name == "calibration" and found.cells:
-            _amplitudes(found, folder)
+            _amplitudes(study, found, folder)
         for best in result["leaders"]:
             if best["training"]:
                 print(
@@ -140,7 +144,7 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def wanted(options: argparse.Namespace) -> list[Study]:
-    every = studies(2 if options.small else options.iterations)
+    every = studies(2 if options.small else options.iterations, options.device != "cpu")
     names = [study.name for study in every]
     unknown = [name for name in options.study or [] if name not in names]
     if unknown:
@@ -149,13 +153,14 @@ def wanted(options: argparse.Namespace) -> list[Study]:
     return [study.small() for study in chosen_] if options.small else chosen_
 
 
-def _amplitudes(found: Comparison, folder: Path) -> None:
-    """The teacher's amplitudes and those of Euler's method, naive and ours, calibrated and not (the paper's Figure 4)."""
+def _amplitudes(study: Study, found: Comparison, folder: Path) -> None:
+    """The teacher's amplitudes and those of Euler's method, naive and ours, calibrated and not (paper's Figure 4)."""
     case, store = found.cases[0], found.stores[0]
-    budget = sorted({cell.budget for cell in found.cells})[-2 if len({cell.budget for cell in found.cells}) > 1 else -1]
+    budgets = sorted({cell.budget for cell in found.cells})
+    budget = budgets[len(budgets) // 2]
     noise, options = case.search_noise, {"cond": case.search_cond, "batch_size": case.batch_size}
     levels = {"teacher": amplitudes(case.memory, noise, **options, **case.guide.options)}
-    for row in found.rows:
+    for row in study.rows:
         schedule = store.schedule(row, budget)
         if schedule is not None and row.group in ("ours", "stock", "calibration") and "affine" not in row.name:
             levels[f"{row.name}, {budget} steps"] = amplitudes_of(schedule, case.model, noise, **options)
@@ -178,7 +183,7 @@ def collect(options: argparse.Namespace) -> None:
         if (folder / "amplitudes.json").exists():
             shutil.copy(folder / "amplitudes.json", RESULTS / "compare_amplitudes.json")
         for picture in sorted((folder / "figures").glob("*.png")) if (folder / "figures").is_dir() else []:
-            if (study.name, picture.stem.rsplit("_", 1)[-1]) in PICTURES or picture.stem in PICTURES:
+            if picture.stem in PICTURES:
                 shutil.copy(picture, IMAGES / f"results_{study.name}_{picture.name}")
     if (RESULTS / "compare_amplitudes.json").exists():
         content = json.loads((RESULTS / "compare_amplitudes.json").read_text(encoding="utf-8"))
@@ -197,7 +202,7 @@ def main() -> None:
     parser.add_argument("--study", action="append", help="default: all")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--limit-seconds", type=float)
-    parser.add_argument("--iterations", type=int, default=150, help="of rivals that are trained")
+    parser.add_argument("--iterations", type=int, default=300, help="of rivals that are trained")
     parser.add_argument("--small", action="store_true", help="few noises and steps: to see that it works")
     options = parser.parse_args()
     if options.command in ("prepare", "measure"):

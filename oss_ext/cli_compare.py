@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from torch import Tensor
 
+from oss_ext import zoo
 from oss_ext.build import build_info
 from oss_ext.cli_common import (
     Source,
@@ -48,15 +49,18 @@ from oss_ext.compare import (
 from oss_ext.compare.figures import draw
 from oss_ext.files import whole_file
 from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS
+from oss_ext.zoo import photos
 
 SEED = 0  # of the search noises of models without noise(); held-out ones come after them
 LABELS = 9
+BUNDLED, REAL = "classifier", 4096  # the bundled features, and crops of the photographs to compare with
 WIDTH = 120  # of tables in files and pipes
 
 
 def compare_(
     models: Annotated[
-        list[str], typer.Argument(help="photo32, or package.module:function that returns a Denoiser; one or more.")
+        list[str],
+        typer.Argument(help="photo32, photo32_vp, or package.module:function that returns a Denoiser; one or more."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for cells, tables and figures; a later run goes on there.")] = Path(
         "oss-compare"
@@ -79,10 +83,14 @@ def compare_(
         int | None, typer.Option(help="Measure to so many steps of the same grid and solver; default the teacher.")
     ] = None,
     candidates: Candidates = None,
-    iterations: Annotated[int, typer.Option(help="Of rivals trained by back-propagation.")] = 150,
+    iterations: Annotated[int, typer.Option(help="Of rivals trained by back-propagation.")] = 300,
+    graph: Annotated[bool, typer.Option(help="Train them with CUDA graphs, where the model allows it.")] = False,
     features: Annotated[
         str | None,
-        typer.Option(help="package.module:attribute, a torch module or a function that returns one: FID and KID."),
+        typer.Option(
+            help="package.module:attribute, a torch module or a function that returns one, for FID and KID; default "
+            "for bundled models a small classifier of their photographs."
+        ),
     ] = None,
     real: Annotated[
         str | None, typer.Option(help="package.module:function, () -> images of the data [R, C, H, W] in [-1, 1].")
@@ -102,7 +110,7 @@ def compare_(
 ) -> None:
     """Compare grids, searches and rivals on held-out noises: tables and figures. Run again, it goes on where it was."""
     console = speaker(json_)
-    rows = chosen(catalogue(iterations=iterations), only or (), skip or ())
+    rows = chosen(catalogue(iterations=iterations, graph=graph), only or (), skip or ())
     if list_:
         for row in rows:
             console.print(row.key, highlight=False)
@@ -133,7 +141,7 @@ def compare_(
         budget or (5, 10, 20),
         guide=Guide(grid, teacher_steps, teacher_solver, reference_steps),
         out=out / "cells",
-        features=_features(features, real, where),
+        features=_features(features, real, models, where),
         candidates=candidates,
         data_range=data_range,
         batch_size=batch_size,
@@ -236,7 +244,18 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _features(spec: str | None, real: str | None, device: torch.device) -> Features | None:
+def bundled_features(device: torch.device) -> Features:
+    """Distribution distances in the features of the bundled classifier, to the teacher's samples and, where the
+    packages with the photographs are there, to crops of them."""
+    images = None
+    if find_spec("skimage") and find_spec("sklearn"):
+        images = photos.Crops().draw(REAL, torch.Generator().manual_seed(0))[0]
+    return Features(BUNDLED, zoo.features(device=device), images)
+
+
+def _features(spec: str | None, real: str | None, models: Sequence[str], device: torch.device) -> Features | None:
+    if spec is None and real is None and all(":" not in model for model in models):
+        return bundled_features(device)
     if spec is None:
         if real is not None:
             raise ValueError("real: got one without features, which compare with it")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from oss_ext.baselines import Training
 from oss_ext.compare.rows import (
     LEARNED,
     Row,
@@ -29,12 +30,14 @@ CALIBRATIONS = ("scale", "affine", "gain")
 SIGMA_MAX = 400.0
 """Where the rivals' grids of sigma begin on models that begin at infinity, beside the papers' own 80."""
 TRAINED_TO = 10  # the largest budget of rows that are trained by back-propagation
+LD3_NOISES = 100  # half of them to learn, half to judge, as in its paper
 OSS_NOISES, SAMPLED = 32, 64  # noises of the published search: for its median, and held-out ones of their own schedules
 
 
-def catalogue(*, iterations: int = 150, minibatch: int = 40) -> list[Row]:
-    """All rows. iterations, minibatch: of those that are trained by back-propagation; LD3's are the paper's."""
-    return [*_fixed(), *_ours(), *_gits(), *_dm(), *_trained(iterations, minibatch), *_calibrated()]
+def catalogue(*, iterations: int = 300, minibatch: int = 40, graph: bool = False) -> list[Row]:
+    """All rows. iterations, minibatch, graph: of those that are trained by back-propagation, as in
+    `baselines.Training`; how long LD3 learns, and on how many noises, is its paper's."""
+    return [*_fixed(), *_ours(), *_gits(), *_dm(), *_trained(iterations, minibatch, graph), *_calibrated()]
 
 
 def _fixed() -> Iterator[Row]:
@@ -96,15 +99,18 @@ def _dm() -> Iterator[Row]:
         yield along(base, "fitted", row={"priority": 1})
 
 
-def _trained(iterations: int, minibatch: int) -> Iterator[Row]:
+def _trained(iterations: int, minibatch: int, graph: bool) -> Iterator[Row]:
     """What is learned by back-propagation through the sampler."""
     row: dict[str, Any] = {"priority": 3, "most": TRAINED_TO, "trained": True}
-    same: dict[str, Any] = {"iterations": iterations, "minibatch": minibatch, "shared_teacher": True, "row": row}
-    yield rival("ld3", "LD3", "unipc_3", samples=100, shared_teacher=True, row=row)
-    yield rival("ld3", "LD3, one set of times", "dpmpp_2m", samples=100, shared_teacher=True, second=False, row=row)
+    ld3: dict[str, Any] = {"samples": LD3_NOISES, "shared_teacher": True, "graph": graph, "row": row}
+    yield rival("ld3", "LD3", "unipc_3", **ld3)
+    yield rival("ld3", "LD3, one set of times", "dpmpp_2m", second=False, **ld3)
+    training = Training(iterations=iterations, minibatch=minibatch, graph=graph)
+    same: dict[str, Any] = {"training": training, "shared_teacher": True, "row": row}
+    yield rival("s4s", "S4S-Alt", LEARNED, **same)
+    yield rival("bns", "BNS", LEARNED, **same)
     yield rival("ds_solver", "DS-Solver", LEARNED, **same)
     yield rival("dyweight", "DyWeight", LEARNED, **same)
-    yield rival("bns", "BNS", LEARNED, **same)
 
 
 def _calibrated() -> Iterator[Row]:

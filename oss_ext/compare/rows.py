@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from oss_ext.auto import Auto
 from oss_ext.calibration import amplitudes, fit_gains
 from oss_ext.compare.case import Case
 from oss_ext.models import Denoiser
-from oss_ext.refine import JUDGES, refine
+from oss_ext.objective import judges
+from oss_ext.refine import refine
 from oss_ext.schedule import Schedule
 from oss_ext.search import dp_search
 
@@ -222,7 +223,7 @@ def refined(base: Row, name: str, *, group: str = "ours", row: Any = None, **how
             )  # fmt: skip
             seconds = before.spent.seconds + case.clock() - begin
             count = len(case.search_noise)
-            learners = count - max(1, round(JUDGES * count))
+            learners = count - judges(count)
             passes = int(how.get("iterations", 100)) * learners if gradient else 0
             yield budget, Made(Spent(dict(schedule.provenance.nfe), seconds, count, passes), schedule)
 
@@ -314,7 +315,16 @@ def rival(
             numbers = {key: value for key, value in found.details.items() if isinstance(value, int | float | str)}
             yield budget, Made(spent, found.schedules[budget], notes=numbers)
 
-    plain = {key: value.recipe if isinstance(value, Row) else value for key, value in how.items()}
+    plain = {key: _plain(value) for key, value in how.items() if key != "graph"}
     recipe = {"kind": "rival", "method": method, "solver": solver, "samples": samples, **plain}
     recipe["shared_teacher"] = shared_teacher
     return Row(group, name, solver, recipe, make, **(row or {}))
+
+
+def _plain(value: Any) -> Any:
+    """An option as JSON. Whether training replays a CUDA graph is no part of what is made."""
+    if isinstance(value, Row):
+        return value.recipe
+    if isinstance(value, baselines.Training):
+        return {key: each for key, each in asdict(value).items() if key != "graph"}
+    return value

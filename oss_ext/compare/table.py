@@ -26,8 +26,8 @@ def entries(cells: Sequence[Cell], naive: str = "naive") -> list[Entry]:
     "std", "low", "high": standard deviation and 5 % and 95 % quantiles of the noises' own PSNRs. Paired differences,
     each [dB, standard error over noises] by both averages, or None where there is nothing to differ from:
     "over_stock" to the best of the groups "stock" and "published" with as large a budget, the best by that average;
-    "over_naive" to the stock grid `naive`, the teacher's own, with the same solver; "over_ours" to the best row of ours, 0 for that row;
-    "over_untrained" to the best of those that need no back-propagation.
+    "over_naive" to the stock grid `naive`, the teacher's own, with the same solver; "over_ours" to the best row of
+    ours, 0 for that row; "over_untrained" to the best of those that need no back-propagation.
     """
     found: dict[int, Entry] = {}
     places: dict[tuple[Any, ...], list[int]] = {}
