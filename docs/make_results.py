@@ -16,6 +16,9 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import subprocess
+import sys
+import tempfile
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,8 +32,10 @@ from oss_ext.calibration import amplitudes, amplitudes_of
 from oss_ext.cli_common import Source
 from oss_ext.cli_compare import bundled_features, environment, save, subject_of
 from oss_ext.compare import Comparison, Guide, Row, Subject, catalogue, chosen, compare
+from oss_ext.compare.case import Case
 from oss_ext.compare.catalogue import OSS_NOISES
-from oss_ext.compare.rows import per_sample, searched, stock, teacher
+from oss_ext.compare.rows import costed, per_sample, searched, stock, teacher
+from oss_ext.costs import Cost, Feature, Perceptual
 from oss_ext.files import whole_file
 from oss_ext.plot_amplitudes import plot_amplitudes
 from oss_ext.schedule_calibration import Amplitudes
@@ -39,6 +44,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS, IMAGES = ROOT / "benchmarks" / "results", ROOT / "docs" / "images"
 BATCH = {"cuda": 4096, "cpu": 256}
 TABLE3_NOISES = 16  # of the median there; twice as many held-out ones
+EXPERTS = "experts"
+PERCEPTUAL = ("blocks.3", "blocks.7")  # of the bundled networks
 PICTURES = {
     "psnr_vs_nfe", "schedules_photo32-guidance-1", "schedules_photo32-vp-guidance-1", "samples_photo32-guidance-1_10",
     "samples_photo32-vp-guidance-1_10",
@@ -76,6 +83,7 @@ def studies(iterations: int, graph: bool = False) -> list[Study]:
         Study("main", usual, (5, 10, 20), models=both, features=True),
         Study("calibration", calibration, (5, 10, 20), features=True),
     ]
+    found.append(Study("table4", tuple(_table4()), (5, 10), features=True))
     for grid in ("flow", "ddim", "edm"):
         guide = Guide(grid, 200, "euler")
         found.append(Study(f"table2_{grid}", tuple(_table2()), (5, 10, 20, 50), guide, heldout=64))
@@ -93,6 +101,19 @@ def _table2() -> list[Row]:
         searched("euler", group="published", name="OSS-ave", samples=OSS_NOISES, share="median", row={"most": 20}),
         searched("euler", row={"most": 20}),
     ]
+
+
+def _table4() -> list[Row]:
+    """What steps are judged by: Euler's, which the paper's are."""
+
+    def features(case: Case) -> Cost:
+        return Feature(zoo.features(device=case.device))
+
+    def perceptual(case: Case) -> Cost:
+        return Perceptual(case.model.network, *PERCEPTUAL)  # type: ignore[attr-defined]
+
+    judged = [costed("x0", lambda case: "x0"), costed("features of x0", features), costed("perceptual", perceptual)]
+    return [stock("flow", "euler"), searched("euler"), *judged]
 
 
 def _table3(steps: int) -> list[Row]:
@@ -143,12 +164,23 @@ def measure(options: argparse.Namespace) -> None:
         print(f"{study.name}: {len(found.cells)} cells, {len(found.left)} left, {found.seconds:.0f} s", flush=True)
 
 
+def measure_experts(options: argparse.Namespace) -> None:
+    """The paper's Table 5, by the example that users run; the experts themselves are not kept."""
+    place = options.out / f"{EXPERTS}.json"
+    if place.exists():
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(ROOT / "examples" / "experts.py"), "--output", folder]
+        subprocess.run([*command, "--device", options.device, *(["--tiny"] if options.small else [])], check=True)
+        shutil.copy(Path(folder) / "results.json", place)
+
+
 def wanted(options: argparse.Namespace) -> list[Study]:
     every = studies(2 if options.small else options.iterations, options.device != "cpu")
     names = [study.name for study in every]
-    unknown = [name for name in options.study or [] if name not in names]
+    unknown = [name for name in options.study or [] if name not in [*names, EXPERTS]]
     if unknown:
-        raise ValueError(f"study: got {', '.join(unknown)}, wanted some of {', '.join(names)}")
+        raise ValueError(f"study: got {', '.join(unknown)}, wanted some of {', '.join([*names, EXPERTS])}")
     chosen_ = [study for study in every if not options.study or study.name in options.study]
     return [study.small() for study in chosen_] if options.small else chosen_
 
@@ -183,8 +215,10 @@ def collect(options: argparse.Namespace) -> None:
         if (folder / "amplitudes.json").exists():
             shutil.copy(folder / "amplitudes.json", RESULTS / "compare_amplitudes.json")
         for picture in sorted((folder / "figures").glob("*.png")) if (folder / "figures").is_dir() else []:
-            if picture.stem in PICTURES:
+            if study.name == "main" and picture.stem in PICTURES:
                 shutil.copy(picture, IMAGES / f"results_{study.name}_{picture.name}")
+    if (options.out / f"{EXPERTS}.json").exists():
+        shutil.copy(options.out / f"{EXPERTS}.json", RESULTS)
     if (RESULTS / "compare_amplitudes.json").exists():
         content = json.loads((RESULTS / "compare_amplitudes.json").read_text(encoding="utf-8"))
         levels = {name: Amplitudes.model_validate(one) for name, one in content.items()}
@@ -202,12 +236,14 @@ def main() -> None:
     parser.add_argument("--study", action="append", help="default: all")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--limit-seconds", type=float)
-    parser.add_argument("--iterations", type=int, default=300, help="of rivals that are trained")
+    parser.add_argument("--iterations", type=int, default=150, help="of rivals that are trained")
     parser.add_argument("--small", action="store_true", help="few noises and steps: to see that it works")
     options = parser.parse_args()
     if options.command in ("prepare", "measure"):
         options.out.mkdir(parents=True, exist_ok=True)
         measure(options)
+        if options.command == "measure" and EXPERTS in (options.study or [EXPERTS]):
+            measure_experts(options)
     elif options.command == "collect":
         collect(options)
     else:

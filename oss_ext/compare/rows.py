@@ -14,6 +14,7 @@ from oss_ext import baselines, grids, published, single_step
 from oss_ext.auto import Auto
 from oss_ext.calibration import amplitudes, fit_gains
 from oss_ext.compare.case import Case
+from oss_ext.costs import Cost
 from oss_ext.models import Denoiser
 from oss_ext.objective import judges
 from oss_ext.refine import refine
@@ -166,6 +167,26 @@ def searched(
     return Row(
         group, name, solver, {"kind": "searched", "solver": solver, "samples": samples, **how}, make, **(row or {})
     )
+
+
+def costed(name: str, cost: Callable[[Case], Cost | str], solver: str = "euler", *, row: Any = None) -> Row:
+    """A search whose steps are judged by another cost, of the case. It asks the model itself, which a cost may watch;
+    its own run of the teacher is counted."""
+
+    def make(task: Task, wanted: tuple[int, ...]) -> Iterator[tuple[int, Made]]:
+        case = task.case
+        begin = case.clock()
+        result = dp_search(
+            case.model, case.search_noise, max(task.budgets), solver=solver, cost=cost(case), cond=case.search_cond,
+            candidates=case.candidates, batch_size=case.batch_size, **case.guide.options,
+        )  # fmt: skip
+        spent = Spent(dict(result.nfe), case.clock() - begin, len(case.search_noise))
+        for budget in wanted:
+            schedule = result.schedules[budget]
+            assert isinstance(schedule, Schedule)
+            yield budget, Made(spent, schedule)
+
+    return Row("ours", name, solver, {"kind": "costed", "cost": name, "solver": solver}, make, **(row or {}))
 
 
 def auto(name: str = "auto", *, row: Any = None, **config: Any) -> Row:

@@ -86,7 +86,7 @@ def compare(
     prepare: only make and keep what needs no evaluation of a model (`Row.free`), to spare a GPU the wait.
     report: told every cell as it is measured. progress: a bar over rows.
 
-    A row that raises ValueError or RuntimeError is left out, and named in `failed`.
+    A row that raises ValueError, RuntimeError or ImportError is left out, and named in `failed`.
     Raises TypeError or ValueError that names the argument, before any evaluation.
     """
     began = time.perf_counter()
@@ -124,7 +124,7 @@ def compare(
                 elif missing:
                     try:
                         run.make(row, missing, prepare)
-                    except (ValueError, RuntimeError) as error:  # one row's, such as memory that does not suffice
+                    except (ValueError, RuntimeError, ImportError) as error:  # one row's: too little memory, no scipy
                         failed.append((run.case.subject.title, row.key, " ".join(str(error).split())))
                 bar.update()
             if not prepare:
