@@ -374,8 +374,8 @@ def about(found: Found) -> str:
     return paragraph(
         f"{case['heldout']} held-out noises a model and guidance scale; the reference is the teacher's sample from the "
         f"same noise, {case['teacher_steps']} `{case['teacher_solver']}` steps on the {case['grid']} grid. Searches, "
-        f"and what is trained, see {case['samples']} other noises (GITS too; LD3 100 of them, as in its paper). Device: "
-        f"{result['device']}, torch {result['torch']}, {result['date']}."
+        f"and what is trained, see {case['samples']} other noises (GITS too; LD3 100 of them, as in its paper). "
+        f"Device: {result['device']}, torch {result['torch']}, {result['date']}."
     )
 
 
