@@ -148,7 +148,13 @@ def table(name: str, solver: str, **row: Any) -> Row:
         for budget in wanted:
             yield budget, Made(schedule=published.schedule(name, budget, solver=solver, model=task.case.model))
 
-    return Row("published", name, solver, {"kind": "table", "name": name, "solver": solver}, make, free=True, **row)
+    first = published.get(name).sigmas[0]
+
+    def fits(model: Denoiser) -> bool:
+        return first / (1 + first) <= model.t_max + 1e-3
+
+    recipe = {"kind": "table", "name": name, "solver": solver}
+    return Row("published", name, solver, recipe, make, free=True, fits=fits, **row)
 
 
 def searched(
