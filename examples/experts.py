@@ -224,10 +224,18 @@ def run(args: argparse.Namespace, device: torch.device) -> None:
     model = (
         tiny_model(device) if args.tiny else oss_ext.zoo.load(args.model, guidance_scale=args.guidance, device=device)
     )
-    fine = oss_ext.Schedule.from_grid(oss_ext.grids.for_model("flow", args.teacher_steps, model), "unipc", model)
+    grid = "flow" if model.flow_table is None else "ddim"  # what is sampled with even steps of
+    fine = oss_ext.Schedule.from_grid(oss_ext.grids.for_model(grid, args.teacher_steps, model), "unipc", model)
     noise, cond = model.noise(args.samples)
     result = oss_ext.dp_search(
-        model, noise, args.steps, grid=fine.t, cond=cond, batch_size=args.batch, progress=not args.tiny
+        model,
+        noise,
+        args.steps,
+        teacher_steps=args.teacher_steps,
+        grid=grid,
+        cond=cond,
+        batch_size=args.batch,
+        progress=not args.tiny,
     )
     nodes = torch.linspace(0, args.teacher_steps, args.steps + 1, dtype=torch.float64).round().long()
     schedules = {
