@@ -170,7 +170,7 @@ def test_copies_between_host_and_gpu(turned, pinned, cuda_device):
     rows = host[:, 1:4].transpose(0, 1) if turned else host[:, 1:4]
     copies = Copies()
     there = copies.at(rows, cuda_device)
-    torch.cuda._sleep(200_000_000)
+    torch.cuda._sleep(1_000_000_000)
     made = there.double() * 2
     copies.copy(rows, made)
     if pinned and not turned:
