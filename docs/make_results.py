@@ -149,7 +149,7 @@ def measure(options: argparse.Namespace) -> None:
         )  # fmt: skip
         if options.command == "prepare":
             continue
-        result = save(found, study.rows, folder, environment(device))
+        result = save(found, study.rows, folder, environment(device), figures=False)
         if study.name == "calibration" and found.cells:
             _amplitudes(study, found, folder)
         for best in result["leaders"]:
@@ -202,14 +202,25 @@ def _amplitudes(study: Study, found: Comparison, folder: Path) -> None:
 
 
 def collect(options: argparse.Namespace) -> None:
-    """Tables without what only a rerun needs, to benchmarks/results; pictures to docs/images."""
+    """Tables without what only a rerun needs, to benchmarks/results; pictures, drawn now, to docs/images."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    for study in studies(options.iterations):
+    ran = ("date", "version", "device", "torch", "seconds")
+    for study in wanted(options):
         folder = options.out / study.name
         if not (folder / "compare.json").exists():
             continue
-        result = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
+        before = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
+        found = compare(
+            subjects(study, torch.device("cpu")), study.rows, study.budgets, guide=study.guide, out=folder / "cells",
+            features=bundled_features(torch.device("cpu")) if study.features else None, limit_seconds=0,
+        )  # fmt: skip
+        if len(found.cells) < len(before["rows"]):
+            raise ValueError(
+                f"{folder}: made with other settings, such as --iterations: {len(found.left)} left"
+            )
+        result = save(found, study.rows, folder, {key: before[key] for key in ran})
         result["rows"] = [_short(entry) for entry in result["rows"]]
+        result.pop("figures")
         with whole_file(RESULTS / f"compare_{study.name}.json") as path:
             path.write_text(results_page.dumps(result), encoding="utf-8")
         if (folder / "amplitudes.json").exists():

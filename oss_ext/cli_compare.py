@@ -83,7 +83,7 @@ def compare_(
         int | None, typer.Option(help="Measure to so many steps of the same grid and solver; default the teacher.")
     ] = None,
     candidates: Candidates = None,
-    iterations: Annotated[int, typer.Option(help="Of rivals trained by back-propagation.")] = 300,
+    iterations: Annotated[int, typer.Option(help="Of rivals trained by back-propagation.")] = 400,
     graph: Annotated[bool, typer.Option(help="Train them with CUDA graphs, where the model allows it.")] = False,
     features: Annotated[
         str | None,
@@ -202,12 +202,15 @@ def subject_of(
     return Subject(source.spec, source.model, noise, search_noise, cond, search_cond, guidance, decode, labels)
 
 
-def save(found: Comparison, rows: Sequence[Row], out: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Writes compare.json, compare.csv and the figures into `out`; returns what the JSON file holds."""
+def save(
+    found: Comparison, rows: Sequence[Row], out: Path, about: dict[str, Any], *, figures: bool = True
+) -> dict[str, Any]:
+    """Writes compare.json, compare.csv and, where matplotlib is there, figures into `out`; returns what the JSON file
+    holds, and "figures", their paths."""
     table = entries(found.cells, naive=found.cases[0].guide.grid)
     result: dict[str, Any] = {
-        **about,
         "seconds": found.seconds,
+        **about,
         "cases": [
             {
                 "subject": case.subject.name,
@@ -230,7 +233,7 @@ def save(found: Comparison, rows: Sequence[Row], out: Path, about: dict[str, Any
         path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     with whole_file(out / "compare.csv") as path:
         path.write_text(as_csv(table), encoding="utf-8")
-    drawn = draw(found, rows, out / "figures") if find_spec("matplotlib") else []
+    drawn = draw(found, rows, out / "figures") if figures and find_spec("matplotlib") else []
     return result | {"figures": [str(path) for path in drawn]}
 
 

@@ -35,7 +35,7 @@ LD3_NOISES = 100  # half of them to learn, half to judge, as in its paper
 OSS_NOISES, SAMPLED = 32, 64  # noises of the published search: for its median, and held-out ones of their own schedules
 
 
-def catalogue(*, iterations: int = 300, minibatch: int = 40, graph: bool = False) -> list[Row]:
+def catalogue(*, iterations: int = 400, minibatch: int = 40, graph: bool = False) -> list[Row]:
     """All rows. iterations, minibatch, graph: of those that are trained by back-propagation, as in
     `baselines.Training`; how long LD3 learns, and on how many noises, is its paper's."""
     return [*_fixed(), *_ours(), *_gits(), *_dm(), *_trained(iterations, minibatch, graph), *_calibrated()]
