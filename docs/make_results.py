@@ -43,6 +43,7 @@ from oss_ext.schedule_calibration import Amplitudes
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, IMAGES = ROOT / "benchmarks" / "results", ROOT / "docs" / "images"
 BATCH = {"cuda": 4096, "cpu": 256}
+TABLE4_NOISES = 32  # held-out ones that get schedules of their own
 TABLE3_NOISES = 16  # of the median there; twice as many held-out ones
 EXPERTS = "experts"
 PERCEPTUAL = ("blocks.3", "blocks.7")  # of the bundled networks
@@ -83,7 +84,7 @@ def studies(iterations: int, graph: bool = False) -> list[Study]:
         Study("main", usual, (5, 10, 20), models=both, features=True),
         Study("calibration", calibration, (5, 10, 20), features=True),
     ]
-    found.append(Study("table4", tuple(_table4()), (5, 10), features=True))
+    found.append(Study("table4", tuple(_table4()), (5, 10), Guide("flow", 200, "euler"), features=True))
     for grid in ("flow", "ddim", "edm"):
         guide = Guide(grid, 200, "euler")
         found.append(Study(f"table2_{grid}", tuple(_table2()), (5, 10, 20, 50), guide, heldout=64))
@@ -112,8 +113,12 @@ def _table4() -> list[Row]:
     def perceptual(case: Case) -> Cost:
         return Perceptual(case.model.network, *PERCEPTUAL)  # type: ignore[attr-defined]
 
-    judged = [costed("x0", lambda case: "x0"), costed("features of x0", features), costed("perceptual", perceptual)]
-    return [stock("flow", "euler"), searched("euler"), *judged]
+    judged = {"x0": lambda case: "x0", "features of x0": features, "perceptual": perceptual}
+    own = [
+        per_sample("euler", TABLE4_NOISES, name=f"OSS, per sample, {name}", cost=cost) for name, cost in judged.items()
+    ]
+    joint = [costed(name, cost) for name, cost in judged.items()]
+    return [stock("flow", "euler"), searched("euler"), *joint, per_sample("euler", TABLE4_NOISES), *own]
 
 
 def _table3(steps: int) -> list[Row]:

@@ -273,10 +273,15 @@ def table4(found: Found) -> str:
     }
     paper = {"joint": "18.5", "x0": "22.5", "features of x0": "9.9 (Inception-V3)", "perceptual": "18.3"}
     for name, label in names.items():
-        some = [found.one("table4", group="ours", name=name, budget=budget) for budget in (5, 10)]
-        spent = next((f"{row['spent']['total']:.0f}" for row in some if row is not None), "")
-        lines.append([label, *map(both, some), spent, paper[name]])
-    return table(["cost", "5 steps", "10 steps", "evaluations a noise", "paper"], lines)
+        own = "OSS, per sample" if name == "joint" else f"OSS, per sample, {name}"
+        cells = [label]
+        for group, row_name in (("published", own), ("ours", name)):
+            some = [found.one("table4", group=group, name=row_name, budget=budget) for budget in (5, 10)]
+            spent = next((f"{row['spent']['total']:.0f}" for row in some if row is not None), "")
+            cells += [*map(both, some), spent]
+        lines.append([*cells, paper[name]])
+    head = ["cost", "own schedules: 5 steps", "10 steps", "evaluations", "joint: 5 steps", "10 steps", "evaluations"]
+    return table([*head, "paper, 5 steps"], lines)
 
 
 def orders(found: Found) -> str:

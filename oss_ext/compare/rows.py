@@ -211,15 +211,19 @@ def auto(name: str = "auto", *, row: Any = None, **config: Any) -> Row:
     return Row("ours", name, "auto", {"kind": "auto", **config}, make, **(row or {}))
 
 
-def per_sample(solver: str = "euler", count: int = 64, *, name: str = "OSS, per sample", row: Any = None) -> Row:
-    """The paper's OSS: every held-out noise has a schedule of its own, searched on itself over all nodes."""
+def per_sample(
+    solver: str = "euler", count: int = 64, *, name: str = "OSS, per sample",
+    cost: Callable[[Case], Cost | str] = lambda case: "x_t", row: Any = None,
+) -> Row:  # fmt: skip
+    """The paper's OSS: every held-out noise has a schedule of its own, searched on itself over all nodes. cost: of the
+    case, as for `costed`; another one wants another name."""
 
     def make(task: Task, wanted: tuple[int, ...]) -> Iterator[tuple[int, Made]]:
         case = task.case
         noise, cond = case.noise[:count], {key: value[:count] for key, value in case.cond.items()}
         begin = case.clock()
         result = dp_search(
-            case.model, noise, max(task.budgets), solver=solver, share="per_sample", cond=cond,
+            case.model, noise, max(task.budgets), solver=solver, share="per_sample", cost=cost(case), cond=cond,
             batch_size=case.batch_size, **case.guide.options,
         )  # fmt: skip
         spent = Spent(dict(result.nfe), case.clock() - begin, len(noise))
