@@ -181,7 +181,7 @@ def measure_experts(options: argparse.Namespace) -> None:
 
 
 def wanted(options: argparse.Namespace) -> list[Study]:
-    every = studies(2 if options.small else options.iterations, options.device != "cpu")
+    every = studies(2 if options.small else options.iterations, options.graph and options.device != "cpu")
     names = [study.name for study in every]
     unknown = [name for name in options.study or [] if name not in [*names, EXPERTS]]
     if unknown:
@@ -220,9 +220,7 @@ def collect(options: argparse.Namespace) -> None:
             features=bundled_features(torch.device("cpu")) if study.features else None, limit_seconds=0,
         )  # fmt: skip
         if len(found.cells) < len(before["rows"]):
-            raise ValueError(
-                f"{folder}: made with other settings, such as --iterations: {len(found.left)} left"
-            )
+            raise ValueError(f"{folder}: made with other settings, such as --iterations: {len(found.left)} left")
         result = save(found, study.rows, folder, {key: before[key] for key in ran})
         result["rows"] = [_short(entry) for entry in result["rows"]]
         result.pop("figures")
@@ -253,6 +251,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--limit-seconds", type=float)
     parser.add_argument("--iterations", type=int, default=150, help="of rivals that are trained")
+    parser.add_argument("--no-graph", dest="graph", action="store_false", help="train them without CUDA graphs")
     parser.add_argument("--small", action="store_true", help="few noises and steps: to see that it works")
     options = parser.parse_args()
     if options.command in ("prepare", "measure"):
