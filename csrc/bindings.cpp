@@ -15,11 +15,12 @@
 namespace oss_ext::python {
 namespace {
 
-// Where a call runs: threads on the CPU, the current stream on CUDA.
+// Where a call runs: threads on the CPU, the current stream on CUDA. plan_batch: as in PairwiseCostParams.
 struct Launch {
   int threads;
   uintptr_t stream;
   py::object allocate;
+  int64_t plan_batch;
 };
 
 void raise_on(Status status, const char* operation) {
@@ -166,6 +167,7 @@ py::object pairwise_cost(const std::vector<py::object>& basis, py::handle coeffi
   params.weight = take_vector(weight, "weight", params.dim, acc, like);
   params.target_weight = take_vector(target_weight, "target_weight", params.nodes, acc, like);
   take_sources(params, source_begin, source_end);
+  params.plan_batch = launch.plan_batch;
   params.samples_per_sum = 1;
   if (joint) {
     params.samples_per_sum = like.device.cuda ? cuda::pairwise_cost_samples_per_sum(params, like.device.index)
@@ -259,6 +261,7 @@ void gram(const std::vector<py::object>& basis, py::handle target, const py::obj
   inputs.push_back(take_target(target, params, like));
   params.weight = static_cast<const double*>(take_vector(weight, "weight", params.dim, "float64", like));
   take_sources(params, source_begin, source_end);
+  params.plan_batch = launch.plan_batch;
   const int64_t P = params.basis_count;
   const auto gram_result = take_output(gram_out, "gram", {params.batch, params.nodes, P, P}, "float64", like);
   const auto moment_result =
@@ -310,7 +313,9 @@ void min_plus(py::handle cost, int64_t steps, py::handle initial, double discoun
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels of oss_ext; use oss_ext.kernels.";
-  py::class_<Launch>(m, "Launch").def(py::init<int, uintptr_t, py::object>());
+  py::class_<Launch>(m, "Launch")
+      .def(py::init<int, uintptr_t, py::object, int64_t>(), py::arg("threads"), py::arg("stream"), py::arg("allocate"),
+           py::arg("plan_batch") = 0);
   m.def("pairwise_cost", &pairwise_cost);
   m.def("min_reduce", &min_reduce);
   m.def("advance", &advance);

@@ -15,6 +15,7 @@ from oss_ext.distil import distil
 from oss_ext.mover import move, scales
 from oss_ext.objective import JUDGES, judges, level, squared_error
 from oss_ext.plan import Plan
+from oss_ext.ranks import ALONE, Ranks
 from oss_ext.teacher import Ask, Teacher, integrate
 from oss_ext.walks import fit_along, run
 
@@ -96,11 +97,14 @@ def run_auto(
     candidates: int | None,
     beam: int,
     tally: Callable[[str, Generator[Ask, Tensor, Any]], Generator[Ask, Tensor, Any]],
+    ranks: Ranks = ALONE,
 ) -> Generator[Ask, Tensor, Judged]:
-    """noise: [B, *shape], B >= 2; the last samples judge. tally: counts what a part asks for under its name."""
-    learners = len(noise) - judges(len(noise), config.validation)
-    fit, judge = slice(0, learners), slice(learners, len(noise))
-    teacher: Teacher = yield from tally("teacher", integrate(noise[fit], t, teacher_solver, fit))
+    """noise: [B, *shape], B >= 2; the last samples judge. tally: counts what a part asks for under its name. ranks: who
+    has the other samples; rows hold the errors of all judges, endpoints and target are this rank's."""
+    samples = ranks.count(len(noise))
+    learners = samples - judges(samples, config.validation)
+    (fit, learning), (judge, judging) = ranks.part(0, learners), ranks.part(learners, samples)
+    teacher: Teacher = yield from tally("teacher", integrate(noise[fit], t, teacher_solver, fit, ranks=learning))
     seen: Teacher = yield from tally("teacher", integrate(noise[judge], t, teacher_solver, judge))
     target, first = seen.states[:, -1].clone(), seen.first_velocity
     del seen
@@ -122,8 +126,9 @@ def run_auto(
             free=anywhere,
             candidates=candidates,
             beam=beam,
+            ranks=learning,
         )
-        found = yield from tally("search", _remembering(search, memory))
+        found = yield from tally("search", _remembering(search, memory, ranks))
         path = "search, free start" if anywhere else "search"
         tried += [("searched", path, found.plans[budget - 1][0]) for budget in budgets]
 
@@ -143,7 +148,8 @@ def run_auto(
             paths.append((grid, nearest(t, times)))
     for name, nodes in paths:
         if int(nodes[0]) == 0:
-            rows = yield from tally("fit", fit_along(noise[fit], t, nodes, fitted, teacher, samples=fit))
+            along = fit_along(noise[fit], t, nodes, fitted, teacher, samples=fit, ranks=learning)
+            rows = yield from tally("fit", along)
             tried.append(("fitted along", name, Plan(t[nodes], fitted, rows, nodes, float(t[0]))))
 
     table: list[Row] = []
@@ -162,7 +168,7 @@ def run_auto(
             first_velocity=known,
         )
         end = yield from tally("validation", walk)
-        error = squared_error(end, target)
+        error = judging.gather(squared_error(end, target))
         row = Row(family, path, plan, error, level(error, config.objective))
         table.append(row)
         if row.steps not in best or row.cost < best[row.steps][0].cost:
@@ -175,7 +181,7 @@ def run_auto(
             (row for row in table if row.steps == budget and _can_move(row)), key=lambda row: row.cost, default=None
         )
         if row is not None:
-            plan = yield from tally("moves", _moved(row.plan, noise[fit], t, teacher, config))
+            plan = yield from tally("moves", _moved(row.plan, noise[fit], t, teacher, config, learning))
             yield from judged("moved", row.path, plan)
     return Judged([best[budget] for budget in budgets], table, target)
 
@@ -189,7 +195,9 @@ def _can_move(row: Row) -> bool:
     return row.plan.nodes is not None and isinstance(row.plan.solver, solvers.Fitted)
 
 
-def _moved(plan: Plan, noise: Tensor, t: Tensor, teacher: Teacher, config: Auto) -> Generator[Ask, Tensor, Plan]:
+def _moved(
+    plan: Plan, noise: Tensor, t: Tensor, teacher: Teacher, config: Auto, ranks: Ranks
+) -> Generator[Ask, Tensor, Plan]:
     assert plan.nodes is not None
     states = teacher.states
     trial = yield from move(
@@ -199,16 +207,17 @@ def _moved(plan: Plan, noise: Tensor, t: Tensor, teacher: Teacher, config: Auto)
         plan.solver,
         states,
         states[:, -1],
-        scales(float(plan.t[0]), plan.noise_scale, t, plan.solver, noise, states),
+        scales(float(plan.t[0]), plan.noise_scale, t, plan.solver, noise, states, ranks=ranks),
         evaluations=config.moves,
         objective=config.objective,
+        ranks=ranks,
     )
     nodes = torch.tensor(trial.nodes)
     return Plan(t[nodes], plan.solver, trial.rows, nodes, trial.scale)
 
 
 def _remembering(
-    core: Generator[Ask, Tensor, Any], memory: list[tuple[Ask, Tensor]], keep: int = 2
+    core: Generator[Ask, Tensor, Any], memory: list[tuple[Ask, Tensor]], ranks: Ranks, keep: int = 2
 ) -> Generator[Ask, Tensor, Any]:
     """Answers from `memory` what was asked before; the first `keep` asks of the first search are put there: searches
     that start with Euler's step agree in those."""
@@ -216,7 +225,7 @@ def _remembering(
     try:
         ask = next(core)
         while True:
-            known = next((sent for old, sent in memory if _same(ask, old)), None)
+            known = next((sent for old, sent in memory if _same(ask, old, ranks)), None)
             if known is None:
                 known = yield ask
                 if learning and count < keep:
@@ -227,9 +236,13 @@ def _remembering(
         return done.value
 
 
-def _same(one: Ask, other: Ask) -> bool:
-    """The same states to rounding: a basis of another width may be summed with other bits."""
+def _same(one: Ask, other: Ask, ranks: Ranks) -> bool:
+    """The same states to rounding, of all ranks: a basis of another width may be summed with other bits."""
     if one.states.shape != other.states.shape or not torch.equal(one.t, other.t):
         return False
-    room = 4 * torch.finfo(one.states.dtype).eps * one.states.abs().amax()
-    return bool((one.states - other.states).abs().amax() <= room)
+    room = 4 * torch.finfo(one.states.dtype).eps * ranks.most(_largest(one.states))
+    return ranks.most(_largest(one.states - other.states)) <= room
+
+
+def _largest(states: Tensor) -> float:
+    return float(states.abs().amax()) if states.numel() else 0.0

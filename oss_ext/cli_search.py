@@ -32,9 +32,11 @@ from oss_ext.cli_options import (
     Shape,
     SolverName,
 )
+from oss_ext.cli_ranks import crew
 from oss_ext.cli_tables import found_table, solver_of, tried_table
 from oss_ext.costs import SOURCES, X0
 from oss_ext.files import whole_file, whole_folder
+from oss_ext.ranks import TIMEOUT
 from oss_ext.result import SearchResult
 from oss_ext.schedule import Schedule
 from oss_ext.search import dp_search
@@ -72,6 +74,9 @@ def search(
         int | None, typer.Option(help="Seed of the noise; default the model's own noise(), else 0.")
     ] = None,
     batch_size: BatchSize = None,
+    timeout: Annotated[
+        float, typer.Option(help="Under torchrun: seconds that a process waits for the slowest one.")
+    ] = TIMEOUT,
     guidance: Guidance = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
@@ -79,7 +84,10 @@ def search(
     model_arg: ModelArgs = None,
     json_: Json = False,
 ) -> None:
-    """Search a model's schedules and write them as JSON."""
+    """Search a model's schedules and write them as JSON.
+
+    Under torchrun (torchrun --nproc-per-node=8 -m oss_ext search ...) the processes share the samples, a GPU each.
+    """
     if cost_sources is not None and cost != "x0":
         raise ValueError(f"cost_sources: got {cost_sources} with cost {cost!r}, wanted cost 'x0'")
     one_file = out.suffix == ".json"
@@ -88,31 +96,39 @@ def search(
     began = time.perf_counter()
     console = speaker(json_)
     arguments = parse_model_args(model_arg or [])
-    source = load_model(model, arguments, guidance=guidance, device=pick_device(device), dtype=pick_dtype(dtype))
-    noise, cond = source.noise(samples, split=None, seed=seed, shape=parse_shape(shape))
-    with (whole_file if one_file else whole_folder)(out) as place, progress_bars(console) as bars:
-        result = dp_search(
-            source.model,
-            noise,
-            steps,
-            teacher_steps=teacher_steps,
-            grid=grid,
-            solver=solver,
-            share=share,
-            start=start,
-            teacher_solver=teacher_solver,
-            candidates=candidates,
-            nodes=nodes,
-            beam=beam,
-            refine=refine,
-            calibration=calibration,
-            cost=cost if cost_sources is None else X0(cost_sources),
-            cond=cond,
-            batch_size=batch_size,
-            progress=bars.add("Teacher and search"),
-            metadata={"source": model, **({"model_arg": arguments} if arguments else {})},
-        )
-        files = _write(result, place, one_file)
+    with crew(device) as us:
+        at = pick_device(us.device)
+        source = load_model(model, arguments, guidance=guidance, device=at, dtype=pick_dtype(dtype))
+        noise, cond = source.noise(samples, split=None, seed=seed, shape=parse_shape(shape))
+        own, own_cond = us.share(noise, cond)
+        written = us.leading((whole_file if one_file else whole_folder)(out))
+        with written as place, us.leading(progress_bars(console)) as bars:
+            result = dp_search(
+                source.model,
+                own,
+                steps,
+                teacher_steps=teacher_steps,
+                grid=grid,
+                solver=solver,
+                share=share,
+                start=start,
+                teacher_solver=teacher_solver,
+                candidates=candidates,
+                nodes=nodes,
+                beam=beam,
+                refine=refine,
+                calibration=calibration,
+                cost=cost if cost_sources is None else X0(cost_sources),
+                cond=own_cond,
+                batch_size=batch_size,
+                process_group=us.group,
+                timeout=timeout,
+                progress=False if bars is None else bars.add("Teacher and search"),
+                metadata={"source": model, **({"model_arg": arguments} if arguments else {})},
+            )
+            files = [] if place is None else _write(result, place, one_file)
+    if not us.leads:
+        return
     seconds = time.perf_counter() - began
     if not json_:
         if result.table is not None:

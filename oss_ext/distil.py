@@ -13,6 +13,7 @@ from oss_ext.candidates import place
 from oss_ext.costs import Cost
 from oss_ext.fitting import gain_of
 from oss_ext.plan import Plan
+from oss_ext.ranks import ALONE, Ranks
 from oss_ext.schedule_file import Calibration
 from oss_ext.stages import path_of, run_stages
 from oss_ext.stages_calibration import Calibrator
@@ -50,18 +51,20 @@ def distil(
     weight: Tensor | None = None,
     calibration: str | None = None,
     cost: Cost | None = None,
+    ranks: Ranks = ALONE,
 ) -> Generator[Ask, Tensor, Distilled]:
     """noise: [B, *shape]. t: float64 [N + 1], the teacher's grid. samples: which rows of the search's noise these are.
     candidates: how many nodes besides the clean one are looked at; None: all. calibration: the mode of that of the
-    states before each evaluation; None: none. cost: None: the distance of the states. The rest as for `run_stages`."""
+    states before each evaluation; None: none. cost: None: the distance of the states. ranks: who has
+    the other samples; plans and values are of all. The rest as for `run_stages`."""
     nodes = torch.arange(len(t)) if candidates is None else place(t, teacher.turning, candidates)
     few = teacher if len(nodes) == len(t) else teacher.at(nodes)
     times = t[nodes]
-    scales = _scales(noise, times, few, solver, weight) if free else times
+    scales = _scales(noise, times, few, solver, weight, ranks) if free else times
     starts = few.states
     if free:
         starts = torch.mul(noise.flatten(1)[:, None], scales.to(noise)[:, None], out=empty(starts.shape, like=noise))
-    calibrator = None if calibration is None else Calibrator(calibration, few.states, joint=joint)
+    calibrator = None if calibration is None else Calibrator(calibration, few.states, joint=joint, ranks=ranks)
     judge = None
     if cost is not None:
         felt = weight if cost.weighted else None
@@ -81,7 +84,10 @@ def distil(
         weight=weight,
         calibrator=calibrator,
         judge=judge,
+        ranks=ranks,
     )
+    if not joint:
+        stages = [stage.of_all(ranks) for stage in stages]
     plans = []
     for budget in range(1, steps + 1):
         paths, chosen = path_of(stages[:budget], len(times))
@@ -101,7 +107,7 @@ def distil(
     pointers = torch.stack([stage.backpointers[..., :count] for stage in stages]).long()
     everywhere = values.new_full((*values.shape[:-1], len(t)), torch.inf)
     sources = torch.full(everywhere.shape, -1, dtype=torch.int32)
-    everywhere[..., nodes] = values / len(noise) if joint else values
+    everywhere[..., nodes] = values / ranks.count(len(noise)) if joint else values
     sources[..., nodes] = torch.where(pointers < 0, -1, nodes[pointers % count]).to(torch.int32)
     return Distilled(plans, [stage.endpoint for stage in stages], everywhere, sources)
 
@@ -119,12 +125,16 @@ def _plan(
     return Plan(path, solver, rows, nodes, float(scale), calibration)
 
 
-def _scales(noise: Tensor, times: Tensor, teacher: Teacher, solver: solvers.Solver, weight: Tensor | None) -> Tensor:
+def _scales(
+    noise: Tensor, times: Tensor, teacher: Teacher, solver: solvers.Solver, weight: Tensor | None, ranks: Ranks
+) -> Tensor:
     """float64 [M]: what the noise is multiplied with where a path starts at a node: the flow time; for fitted
     coefficients the multiple of the noise that is nearest to the teacher's states there."""
     if not isinstance(solver, solvers.Fitted):
         return times
     unit = noise.flatten(1)
     states = teacher.states
-    fitted = [float(gain_of(unit, states[:, node], joint=True, weight=weight)) for node in range(len(times) - 1)]
+    fitted = [
+        float(gain_of(unit, states[:, node], joint=True, weight=weight, ranks=ranks)) for node in range(len(times) - 1)
+    ]
     return torch.tensor([*fitted, 0.0], dtype=torch.float64)

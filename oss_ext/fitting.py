@@ -11,6 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from oss_ext.ranks import ALONE, Ranks
+from oss_ext.sums import products, squares
+
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """What `cross_validated` chooses from."""
 CHUNK = 2**24  # numbers multiplied at once
@@ -84,16 +87,11 @@ def _solve(gram: Tensor, moment: Tensor, prior: Tensor, ridges: Sequence[float])
     return torch.where(usable[:, None, None], fitted, torch.nan)
 
 
-def gain_of(rows: Tensor, target: Tensor, *, joint: bool, weight: Tensor | None = None) -> Tensor:
-    """The least-squares gain <x, y> / <x, x> of rows x [n, D] for y [n, D]: float64, [] summed over the rows (joint) or
-    [n]; 1 where x is 0. weight: [D], of the products."""
+def gain_of(rows: Tensor, target: Tensor, *, joint: bool, weight: Tensor | None = None, ranks: Ranks = ALONE) -> Tensor:
+    """The least-squares gain <x, y> / <x, x> of rows x [n, D] for y [n, D]: float64, [] summed over the rows of all
+    ranks (joint) or [n]; 1 where x is 0. weight: [D], of the products."""
     count = max(1, CHUNK // rows.shape[1])
-    felt = None if weight is None else weight.double()
-    sums = []
-    for x, y in zip(rows.split(count), target.split(count), strict=True):
-        x, y = x.double(), y.double()
-        heavy = x if felt is None else x * felt
-        sums.append(torch.stack([(heavy * y).sum(1), (heavy * x).sum(1)]))
-    whole = torch.cat(sums, 1)
-    dot, square = whole.sum(1) if joint else whole
+    pairs = zip(rows.split(count), target.split(count), strict=True)
+    sums = torch.cat([torch.stack([products(x, y, weight), squares(x, weight)], 1) for x, y in pairs])
+    dot, square = ranks.gather(sums).sum(0) if joint else sums.unbind(1)
     return torch.where(square > 0, dot / square, 1.0)

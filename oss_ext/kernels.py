@@ -23,9 +23,16 @@ MAX_BASIS: int = _C.MAX_BASIS
 """Most vectors a basis may hold: a node's state, its model output and four earlier predictions."""
 
 
-def _launch(device: torch.device) -> _C.Launch:
+LONGEST_SUMMED = 64
+"""Joint costs of longer rows are a sample's each."""
+
+
+def _launch(device: torch.device, samples: int | None = None) -> _C.Launch:
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    return _C.Launch(torch.get_num_threads(), stream, lambda size: torch.empty(size, dtype=torch.uint8, device=device))
+    more = () if samples is None else (samples,)
+    return _C.Launch(
+        torch.get_num_threads(), stream, lambda size: torch.empty(size, dtype=torch.uint8, device=device), *more
+    )
 
 
 def _accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -67,6 +74,7 @@ def pairwise_cost(
     target_weight: Tensor | None = None,
     sources: tuple[int, int] | None = None,
     joint: bool = False,
+    samples: int | None = None,
 ) -> Tensor:
     """Distance of every candidate step i -> j to the teacher's state at j (OSS, arXiv 2503.21774, Algorithm 1).
 
@@ -83,11 +91,14 @@ def pairwise_cost(
         sources: half-open range of source nodes to compute; None for all.
         joint: sum the costs over groups of neighbouring samples, for `min_reduce(cost, joint=True)`, which adds the
             groups: much less to write and to read where D is small.
+        samples: of how many these are a part: sums over a row are then cut as for all of them, so that a sample's cost
+            has the same bits in every part, with `joint` for D > `LONGEST_SUMMED`. None: these are all.
 
     Returns:
         [B, M, M] in the accumulate dtype. joint: [G, M, M] with 1 <= G <= B, chosen for speed: it depends on sizes,
-        dtype, `sources` and the device. Few groups where D is small; on CUDA G = B for D > 60 (float64: 28), where the
-        costs are little beside the rows. A cost that is not finite makes its group's sum so.
+        dtype, `sources` and the device. Few groups where D is small; G = B for D > `LONGEST_SUMMED` (on CUDA for
+        D > 60, float64: 28), where the costs are little beside the rows. A cost that is not finite makes its group's
+        sum so.
     """
     first = _first(basis)
     nodes, accumulate = first.shape[1], _accumulate_dtype(first.dtype)
@@ -100,7 +111,7 @@ def pairwise_cost(
         *_sources(sources, nodes),
         joint,
         lambda parts: torch.empty((parts, nodes, nodes), dtype=accumulate, device=first.device),
-        _launch(first.device),
+        _launch(first.device, None if samples == first.shape[0] else samples),
     )
     return cost
 
@@ -161,6 +172,7 @@ def gram(
     *,
     weight: Tensor | None = None,
     sources: tuple[int, int] | None = None,
+    samples: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Inner products that least-squares coefficients need, summed in float64 whatever the input.
 
@@ -168,7 +180,7 @@ def gram(
     for i < j; 0 elsewhere and outside `sources`.
 
     Args:
-        basis, target, sources: as for `pairwise_cost`.
+        basis, target, sources, samples: as for `pairwise_cost`.
         weight: [D], or None for ones.
 
     Returns:
@@ -186,7 +198,7 @@ def gram(
         *_sources(sources, nodes),
         products,
         moment,
-        _launch(first.device),
+        _launch(first.device, None if samples == batch else samples),
     )
     return products, moment
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from oss_ext import solvers
 from oss_ext.fitting import gain_of
 from oss_ext.objective import level, squared_error, steepness
+from oss_ext.ranks import ALONE, Ranks
 from oss_ext.teacher import Ask
 from oss_ext.transfer import empty
 from oss_ext.walks import fit_step
@@ -38,6 +39,7 @@ class Mover:
     noise: [B, *shape], in the states' dtype. states: the teacher's [B, N + 1, D], which fitted and mixed coefficients
     follow; None: the solver has a formula. target: [B, D], the teacher's endpoints. scale_at: what the noise is
     multiplied with on a path that starts at a node. weight: float64 [B], of the samples, where coefficients are fitted.
+    ranks: who has the other samples; a trial's error is of all.
     """
 
     def __init__(
@@ -49,9 +51,10 @@ class Mover:
         target: Tensor,
         scale_at: Callable[[int], float],
         weight: Tensor | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._noise, self._t, self._solver, self._states, self._target = noise, t, solver, states, target
-        self._scale_at, self._weight = scale_at, weight
+        self._scale_at, self._weight, self._ranks = scale_at, weight, ranks
 
     def run(self, nodes: tuple[int, ...], like: Trial | None = None) -> Generator[Ask, Tensor, Trial]:
         """One evaluation a step, but for the steps from nodes that `like` visits after the same steps: the state there
@@ -80,14 +83,15 @@ class Mover:
             walk.step(output, float(path[step]), row.tolist())
             outputs.append(output)
             rows.append(row)
-        return Trial(nodes, torch.stack(rows), scale, outputs, walk.state, squared_error(walk.state, self._target))
+        error = self._ranks.gather(squared_error(walk.state, self._target))
+        return Trial(nodes, torch.stack(rows), scale, outputs, walk.state, error)
 
     def _row(self, walk: solvers.Walk, output: Tensor, path: Tensor, step: int, goal: int) -> Tensor:
         """The coefficients of a step that land it nearest to the teacher."""
         assert self._states is not None
         target = self._states[:, goal]
         if isinstance(self._solver, solvers.Fitted):
-            return fit_step(walk, output, path, step, target, self._solver, weight=self._weight)
+            return fit_step(walk, output, path, step, target, self._solver, weight=self._weight, ranks=self._ranks)
         assert isinstance(self._solver, solvers.Mixed)
         past = solvers.past_times(path, self._solver.history)[step]
         offers = self._solver.choices(past, path[step + 1])
@@ -95,7 +99,7 @@ class Mover:
 
         def miss(row: Tensor) -> float:
             state = sum((u * w for u, w in zip(basis[1:], row[1:].tolist(), strict=False)), basis[0] * float(row[0]))
-            return float(squared_error(state, target).mean())
+            return float(self._ranks.gather(squared_error(state, target)).mean())
 
         return min(offers, key=miss)
 
@@ -120,16 +124,18 @@ def move(
     *,
     evaluations: int,
     objective: str = "mse",
+    ranks: Ranks = ALONE,
 ) -> Generator[Ask, Tensor, Trial]:
     """Coordinate descent from `nodes` on what `objective` makes of the errors; the best path, which may be the first.
 
     evaluations: a sample, at most, where `first_runs` allow. The rest as for `Mover`.
     """
-    mover = Mover(noise, t, solver, states, target, scale_at)
+    mover = Mover(noise, t, solver, states, target, scale_at, ranks=ranks)
     start = yield from mover.run(nodes)
     if first_runs(solver, objective) > 1:
         # Least squares with the objective's derivatives as weights falls like the objective.
-        mover = Mover(noise, t, solver, states, target, scale_at, steepness(start.error, objective))
+        weight = ranks.mine(steepness(start.error, objective))
+        mover = Mover(noise, t, solver, states, target, scale_at, weight, ranks)
         start = yield from mover.run(nodes)
     left = evaluations - first_runs(solver, objective) * (len(nodes) - 1)
     return (yield from _descend(mover, start, len(t) - 1, left, objective))
@@ -184,7 +190,14 @@ def _moved(nodes: tuple[int, ...], place: int, way: int) -> tuple[int, ...] | No
 
 
 def scales(
-    first: float, scale: float, t: Tensor, solver: solvers.Solver, noise: Tensor, states: Tensor | None
+    first: float,
+    scale: float,
+    t: Tensor,
+    solver: solvers.Solver,
+    noise: Tensor,
+    states: Tensor | None,
+    *,
+    ranks: Ranks = ALONE,
 ) -> Callable[[int], float]:
     """What the noise is multiplied with on a path from a node: `scale` at the flow time `first`; elsewhere in
     proportion to the time, or with fitted coefficients what comes nearest to the teacher's states there."""
@@ -194,6 +207,6 @@ def scales(
         here = float(t[node])
         if here == first or states is None or not isinstance(solver, solvers.Fitted):
             return scale if here == first else scale * here / first
-        return float(gain_of(unit, states[:, node], joint=True))
+        return float(gain_of(unit, states[:, node], joint=True, ranks=ranks))
 
     return scale_at

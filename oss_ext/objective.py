@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from oss_ext.sums import squares
+
 OBJECTIVES = ("mse", "psnr")
 JUDGES = 0.25
 """The share of the samples that only judges what the others led to."""
@@ -12,8 +14,7 @@ JUDGES = 0.25
 
 def squared_error(state: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """float64 [B] on the CPU: mean squared difference of [B, D]; weight: [D], of the squares."""
-    squares = (state.double() - target.double()).square()
-    return (squares if weight is None else squares * weight.double()).mean(1).cpu()
+    return (squares(state.double() - target.double(), weight) / target.shape[1]).cpu()
 
 
 def judges(samples: int, share: float = JUDGES) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from oss_ext import kernels, solvers
 from oss_ext.fitting import cross_validated, least_squares
+from oss_ext.ranks import ALONE, Ranks
 
 CHUNK = 2**23  # numbers of a [B, M, M, P] tensor held at once
 FOLDS = 4
@@ -33,22 +34,32 @@ def propose(
     sources: tuple[int, int],
     joint: bool,
     weight: Tensor | None = None,
+    *,
+    samples: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> Proposal:
     """basis: P tensors [B, M, D]. target: [B, M, D], the teacher's states. past: float64 [M, P - 2] or [B, M, P - 2],
     the flow times of the earlier evaluations in each node's basis, NaN where there are fewer. times: float64 [M].
     sources: the half-open range of nodes that steps leave from. joint: the samples share one choice. weight: [D], of
-    the numbers of a state; None: all 1."""
+    the numbers of a state; None: all 1. samples: of how many these are a part, for one choice a sample. ranks: who has
+    the other samples of a joint choice; costs are of all."""
+    if joint:
+        basis, target, ranks = _with_others(basis, target, ranks)
+        samples = ranks.count(len(target))
     history = torch.cat([times.expand(past.shape[:-1])[..., None], past], -1).unsqueeze(-2)
 
     def cost_of(coefficients: Tensor) -> Tensor:
-        return kernels.pairwise_cost(basis, coefficients, target, weight=weight, sources=sources, joint=joint)
+        cost = kernels.pairwise_cost(
+            basis, coefficients, target, weight=weight, sources=sources, joint=joint, samples=samples
+        )
+        return ranks.gather(cost) if joint else cost
 
     if isinstance(solver, solvers.Mixed):
         offers = [Proposal(each, cost_of(each)) for each in solver.choices(history, times)]
         return _nearest(offers, joint)
     coefficients = solver.coefficients(history, times)
     if isinstance(solver, solvers.Fitted):
-        coefficients = fit(basis, target, coefficients, sources, solver.ridge, weight)
+        coefficients = fit(basis, target, coefficients, sources, solver.ridge, weight, ranks=ranks)
     return Proposal(coefficients, cost_of(coefficients))
 
 
@@ -78,21 +89,30 @@ def fit(
     sources: tuple[int, int],
     ridge: float | None,
     weight: Tensor | None = None,
+    *,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """float64 [M, M, P]: the least-squares coefficients of every step, over all samples; elsewhere `near`.
 
     ridge: None: cross-validated. The moments come a few samples at a time. The other arguments are those of `propose`.
     """
-    (batch, count), width = basis[0].shape[:2], len(basis)
+    basis, target, ranks = _with_others(basis, target, ranks)
+    (here, count), width = basis[0].shape[:2], len(basis)
+    batch = ranks.count(here)
     folds = min(batch, FOLDS) if ridge is None else 1
     rows = -(-max(1, CHUNK // (count * count * width)) // folds) * folds  # whole rounds of the folds
     gram = torch.zeros(folds, count, width, width, dtype=torch.float64)
     moment = torch.zeros(folds, count, count, width, dtype=torch.float64)
     for low in range(0, batch, rows):
-        part = slice(low, low + rows)
+        part, holders = ranks.part(low, low + rows)
         products, moments = kernels.gram(
-            [vectors[part] for vectors in basis], target[part], weight=weight, sources=sources
+            [vectors[part] for vectors in basis],
+            target[part],
+            weight=weight,
+            sources=sources,
+            samples=min(rows, batch),
         )
+        products, moments = holders.gather(products), holders.gather(moments)
         for fold in range(folds):  # sample b is in fold b % folds
             gram[fold] += products[fold::folds].sum(0).cpu()
             moment[fold] += moments[fold::folds].sum(0).cpu()
@@ -105,3 +125,11 @@ def fit(
     else:
         fitted[begin:end] = least_squares(gram[0], moment[0], steps, ridge=LONE_RIDGE if ridge is None else ridge)
     return fitted.to(target.device)
+
+
+def _with_others(basis: list[Tensor], target: Tensor, ranks: Ranks) -> tuple[list[Tensor], Tensor, Ranks]:
+    """Short rows are less than what is computed from them, and their costs are summed over neighbouring samples on the
+    way: every rank takes those of all."""
+    if ranks.alone or target.shape[2] > kernels.LONGEST_SUMMED:
+        return basis, target, ranks
+    return [ranks.gather(vectors) for vectors in basis], ranks.gather(target), ALONE

@@ -17,16 +17,18 @@ from oss_ext.auto import Auto, moved_budgets
 from oss_ext.costs import Cost
 from oss_ext.drive import drive
 from oss_ext.evaluate import pick_batch_size
+from oss_ext.facts import fact
 from oss_ext.models import Denoiser
 from oss_ext.progress import Counter, ProgressCallback, check_progress
 from oss_ext.provenance import Provenance
+from oss_ext.ranks import ALONE, TIMEOUT, Meeting, Ranks
 from oss_ext.refine import METHODS, run_refinement
 from oss_ext.result import SearchResult
 from oss_ext.schedule import Schedule
 from oss_ext.search_core import Core, dp_core, rehearse
 from oss_ext.store import give_back
 from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS
-from oss_ext.validate import check_cond, check_model, check_noise, choice
+from oss_ext.validate import check_cond, check_model, check_noise, check_weight, choice
 
 
 @torch.no_grad()
@@ -51,6 +53,8 @@ def dp_search(
     cond: Mapping[str, Tensor] | None = None,
     batch_size: int | None = None,
     store: str = "auto",
+    process_group: Any = None,
+    timeout: float = TIMEOUT,
     progress: bool | ProgressCallback = False,
     metadata: Mapping[str, Any] | None = None,
 ) -> SearchResult:
@@ -96,7 +100,15 @@ def dp_search(
     store: where the states are kept: "device": beside the noise; "host": in host memory, pinned beside a GPU where half
         of what is available holds them, from where batches go to the network, and the CPU's kernels do the rest;
         "auto": "host" where they would take more than 0.8 of the device's free memory. `result.store` says where.
-    progress: True for a bar with evaluations and time left, or a callback (evaluations made, in all).
+    process_group: a group of torch.distributed, with gloo or NCCL, whose ranks share the samples: all call this with
+        the same arguments but their own `noise` and `cond`, of any number of samples, 0 too. Every rank returns the
+        same schedules, those that one process finds with the ranks' noises one after another, bit by bit if the
+        model's outputs do not depend on the rest of a batch (batch_size=1 makes sure). A stage's costs go round,
+        candidates^2 numbers a sample. `result.endpoints` and `teacher` are of a rank's own samples, all else is of
+        all. An error on one rank ends the others with a `RuntimeError` that tells it. Not with `refine`.
+    timeout: seconds that a rank waits for the slowest one; a rank that died is noticed at once.
+    progress: True for a bar with evaluations and time left (with a group: rank 0's), or a callback (evaluations made,
+        in all).
     metadata: JSON values to keep in the schedules' provenance (guidance scale, checkpoint, ...).
 
     Memory: a few times B * teacher_steps * D numbers, and beam times B * candidates * D. Evaluations a sample:
@@ -106,45 +118,88 @@ def dp_search(
     Raises TypeError or ValueError that names the argument, before any evaluation; and for outputs of another shape,
     dtype or device, or with NaN or inf (the node, its flow time and the sample are named).
     """
-    check_model(model)
-    noise = check_noise(noise)
-    given = check_cond(cond, noise)
-    choice("nodes", nodes, grids.NODES)
-    t = grids.on_nodes(grids.of_teacher(grid, teacher_steps, model), model, nodes)
-    progress = check_progress(progress)
-    rows = pick_batch_size(batch_size, noise[0].numel())
-    _check_metadata(metadata)
-    _check_refine(refine, noise, share, nodes, weight, calibration, cost)
+    with Meeting(process_group, timeout) as everyone:
+        check_model(model)
+        noise = check_noise(noise, least=0 if process_group is not None else 1)
+        given = check_cond(cond, noise)
+        choice("nodes", nodes, grids.NODES)
+        t = grids.on_nodes(grids.of_teacher(grid, teacher_steps, model), model, nodes)
+        progress = check_progress(progress)
+        rows = pick_batch_size(batch_size, noise.shape[1:].numel())
+        _check_metadata(metadata)
+        _check_refine(refine, noise, share, nodes, weight, calibration, cost)
+        if refine is not None and process_group is not None:
+            raise ValueError(f"process_group: got one with refine {refine!r}, wanted None")
 
-    def make_grid(name: str, count: int) -> Tensor:
-        return grids.on_nodes(grids.for_model(name, count, model), model, nodes)
+        def make_grid(name: str, count: int) -> Tensor:
+            return grids.on_nodes(grids.for_model(name, count, model), model, nodes)
 
-    def core_on(
-        noise: Tensor, solver: str | solvers.Solver | Auto, cost: str | Cost, weight: Tensor | None = None
-    ) -> Core:
-        return dp_core(
-            noise,
-            t,
-            steps,
-            solver=solver,
-            share=share,
-            start=start,
-            teacher_solver=teacher_solver,
-            candidates=candidates,
-            beam=beam,
-            weight=weight,
-            calibration=calibration,
-            cost=cost,
-            store=store,
-            make_grid=make_grid,
-        )
+        def core_on(
+            noise: Tensor,
+            solver: str | solvers.Solver | Auto,
+            cost: str | Cost,
+            weight: Tensor | None = None,
+            ranks: Ranks = ALONE,
+        ) -> Core:
+            return dp_core(
+                noise,
+                t,
+                steps,
+                solver=solver,
+                share=share,
+                start=start,
+                teacher_solver=teacher_solver,
+                candidates=candidates,
+                beam=beam,
+                weight=weight,
+                calibration=calibration,
+                cost=cost,
+                store=store,
+                make_grid=make_grid,
+                ranks=ranks,
+            )
 
-    core = core_on(noise, solver, cost, weight)
-    total = _count(partial(core_on, cost=costs.for_counting(cost)), len(noise), steps, solver) if progress else 0
-    watching = cost.watching(model) if isinstance(cost, Cost) else nullcontext(model)
-    with Counter(total, progress, "search") as counter, watching as asked:
-        found = drive(core, asked, cond=given, dtype=noise.dtype, batch_size=rows, counter=counter, device=noise.device)
-        counter.finish()
+        def told() -> dict[str, Any]:
+            """What must be the same on every rank, as JSON values."""
+            given_weight = check_weight(weight, noise)
+            facts: dict[str, Any] = fact(
+                {
+                    "model": model.describe(),
+                    "samples of": list(noise.shape[1:]),
+                    "dtype": str(noise.dtype),
+                    "device": noise.device.type,
+                    "steps": steps,
+                    "teacher_steps": len(t) - 1,
+                    "grid": t,
+                    "solver": solver,
+                    "share": share,
+                    "start": start,
+                    "teacher_solver": teacher_solver,
+                    "candidates": candidates,
+                    "nodes": nodes,
+                    "beam": beam,
+                    "weight": given_weight,
+                    "calibration": calibration,
+                    "cost": cost.describe() if isinstance(cost, Cost) else cost,
+                    "store": store,
+                    "cond": sorted(given),
+                }
+            )
+            return facts
+
+        ranks = everyone.sharing(len(noise))
+        if not ranks.alone:
+            ranks.agree(told(), "wanted the same on every rank")
+        core = core_on(noise, solver, cost, weight, ranks)
+        progress = progress if ranks.rank == 0 or callable(progress) else False
+        samples, counting = ranks.count(len(noise)), partial(core_on, cost=costs.for_counting(cost))
+        total = _count(counting, samples, steps, solver) * len(noise) // samples if progress else 0
+        watching = cost.watching(model) if isinstance(cost, Cost) else nullcontext(model)
+        with Counter(total, progress, "search") as counter, watching as asked:
+            found = drive(
+                core, asked, cond=given, dtype=noise.dtype, batch_size=rows, counter=counter, device=noise.device
+            )
+            counter.finish()
     give_back(found.store)
     result = SearchResult.build(found, model, grid="custom" if isinstance(grid, Tensor) else grid, metadata=metadata)
     if refine is None:

@@ -23,8 +23,9 @@ from oss_ext.evaluate import state_dtype
 from oss_ext.median import elementwise_median
 from oss_ext.objective import OBJECTIVES, squared_error
 from oss_ext.plan import Plan
+from oss_ext.ranks import ALONE, Ranks
 from oss_ext.schedule_calibration import MODES
-from oss_ext.store import keep, place, states_of_cost, states_of_search
+from oss_ext.store import home, keep, place, states_of_cost, states_of_search
 from oss_ext.teacher import DEFAULT_SOLVER, Ask, Teacher, check_guide, integrate
 from oss_ext.validate import check_noise, check_weight, choice, whole_number
 from oss_ext.walks import run
@@ -39,7 +40,8 @@ class Found:
 
     plans: {k: one plan, or with share "per_sample" B of them}, for every budget k.
     costs: {k: float64 [B] on the CPU}: mean squared distance to the teacher at the clean node along the plans.
-    endpoints: {k: [B, *shape]}, the states there; teacher: [B, *shape], the teacher's. In the states' dtype.
+    endpoints: {k: [B, *shape]}, the states there; teacher: [B, *shape], the teacher's. In the states' dtype. Where
+        several ranks share the samples, those of this rank; all else is of all samples.
     values: float64 on the CPU, [K, N + 1] (joint; mean over the samples) or [K, B, N + 1]; +inf where unreached. Of the
         search's own cost.
     backpointers: int32, as `values`; -1 where unreached. For share "median" those of its per-sample searches.
@@ -87,11 +89,12 @@ def dp_core(
     cost: str | Cost = "x_t",
     store: str = "device",
     make_grid: MakeGrid = grids.make,
+    ranks: Ranks = ALONE,
 ) -> Core:
     """Checks its input and returns a generator: it yields an `Ask`, is sent velocities, and returns a `Found`.
 
-    noise: [B, *shape], unit normal. t: [N + 1], a grid. make_grid: makes the stock grids that "auto" tries. The other
-    arguments, and the errors, are those of `dp_search`.
+    noise: [B, *shape], unit normal. t: [N + 1], a grid. make_grid: makes the stock grids that "auto" tries. ranks: who
+    has the other samples; then B >= 0. The other arguments, and the errors, are those of `dp_search`.
     Asked: states [b, m, *shape] in flow coordinates, float32 (float64 for float64 noise), valid until the next `send`;
     their m flow times; which b samples. Sent: velocities [b, m, *shape], floating, where the states are (`store`).
 
@@ -103,7 +106,8 @@ def dp_core(
         except StopIteration as done:
             found = done.value
     """
-    noise, t = check_noise(noise), grids.check(t)
+    noise, t = check_noise(noise, least=1 if ranks.alone else 0), grids.check(t)
+    samples = ranks.count(len(noise))
     last = len(t) - 1
     steps = whole_number("steps", steps, least=1, most=last, most_is=", the steps of the grid")
     choice("share", share, SHARES)
@@ -119,7 +123,7 @@ def dp_core(
     config = Auto() if solver == "auto" else solver
     scheme = config if isinstance(config, Auto) else solvers.get(config)
     if isinstance(scheme, Auto):
-        _check_auto(scheme, noise, steps, make_grid)
+        _check_auto(scheme, samples, steps, make_grid)
     if isinstance(scheme, Auto | solvers.Fitted) and share != "joint":
         raise ValueError(f"share: got {share!r} with solver {scheme.name!r}, which all samples share, wanted 'joint'")
     if isinstance(scheme, solvers.Mixed) and share == "median":
@@ -129,6 +133,8 @@ def dp_core(
     judged_by = costs.check(cost)
     if judged_by is not None:
         _check_cost(judged_by, scheme, beam, weight, calibration)
+        if not ranks.alone:
+            raise ValueError(f"cost: got {judged_by.name!r} with a process group, wanted 'x_t'")
     device, noise = noise.device, noise.to(state_dtype(noise.dtype))
     tried = [*scheme.searched, *scheme.free] if isinstance(scheme, Auto) else [scheme]
     history = max(solvers.get(each).history for each in tried)
@@ -140,16 +146,19 @@ def dp_core(
         held += 1 + (candidates or last)
     if judged_by is not None:
         held += states_of_cost(1 + (candidates or last))
+    if not ranks.alone:  # the same everywhere: it decides which kernels run
+        on_host = home(store, noise, held).type != device.type
+        store = "host" if ranks.most(on_host) else "device"
     noise = keep(store, noise, held)
     felt = None if felt is None else felt.flatten().to(noise)
-    tally = _Tally(len(noise))
+    tally = _Tally(samples, ranks)
     options: dict[str, Any] = {"free": start == "free", "candidates": candidates, "beam": beam}
     if isinstance(scheme, Auto):
-        core = _auto(noise, t, steps, scheme, make_grid, guide, tally, options)
+        core = _auto(noise, t, steps, scheme, make_grid, guide, tally, options, ranks)
     else:
         options = {**options, "calibration": calibration, "cost": judged_by}
-        core = _one(noise, t, steps, scheme, share, guide, tally, options, felt)
-    return _checked(core, device)
+        core = _one(noise, t, steps, scheme, share, guide, tally, options, felt, ranks)
+    return _checked(core, device, ranks)
 
 
 def rehearse(core: Core, count: Callable[[Ask], int] | None = None) -> int:
@@ -170,10 +179,10 @@ def rehearse(core: Core, count: Callable[[Ask], int] | None = None) -> int:
 
 
 class _Tally:
-    """Counts evaluations by what they are for."""
+    """Counts evaluations by what they are for, of all ranks."""
 
-    def __init__(self, samples: int) -> None:
-        self._samples = samples
+    def __init__(self, samples: int, ranks: Ranks) -> None:
+        self._samples, self._ranks = samples, ranks
         self._made: dict[str, int] = {}
 
     def __call__(self, name: str, part: Generator[Ask, Tensor, Any]) -> Generator[Ask, Tensor, Any]:
@@ -188,7 +197,8 @@ class _Tally:
             return done.value
 
     def per_sample(self) -> dict[str, float]:
-        made = {**self._made, "total": sum(self._made.values())}
+        every = self._ranks.total([*self._made.values(), sum(self._made.values())])
+        made = dict(zip([*self._made, "total"], every, strict=True))
         return {
             name: count // self._samples if count % self._samples == 0 else count / self._samples
             for name, count in made.items()
@@ -222,8 +232,8 @@ def _check_cost(
         raise ValueError(f"weight: got one with cost {cost.name!r}, which is no distance of states, wanted None")
 
 
-def _check_auto(config: Auto, noise: Tensor, steps: int, make_grid: MakeGrid) -> None:
-    if len(noise) < 2:
+def _check_auto(config: Auto, samples: int, steps: int, make_grid: MakeGrid) -> None:
+    if samples < 2:
         raise ValueError("noise: got 1 sample with solver 'auto', wanted at least 2: some of them only judge")
     for name in ("searched", "free", "grids", "stock", "budgets"):
         value = getattr(config, name)
@@ -249,11 +259,12 @@ def _check_auto(config: Auto, noise: Tensor, steps: int, make_grid: MakeGrid) ->
         raise ValueError(f"validation: got {config.validation}, wanted a share between 0 and 1")
 
 
-def _checked(core: Core, device: torch.device) -> Core:
-    """Passes asks and answers through, the answers checked and in the states' dtype. device: for what is found."""
+def _checked(core: Core, device: torch.device, ranks: Ranks) -> Core:
+    """Passes asks and answers through, the answers checked and in the states' dtype; a rank without samples asks
+    nothing. device: for what is found."""
     ask = next(core)
     while True:
-        sent = yield ask
+        sent = (yield ask) if len(ask.states) else ask.states
         wanted = ask.states
         if not isinstance(sent, Tensor) or not sent.is_floating_point():
             came = f"a tensor of {sent.dtype}" if isinstance(sent, Tensor) else type(sent).__name__
@@ -268,8 +279,19 @@ def _checked(core: Core, device: torch.device) -> Core:
             ask = core.send(sent if sent is ask.out else sent.detach().to(wanted.dtype))
         except StopIteration as done:
             found: Found = done.value
+            ranks.agree(_decided(found), "from the same costs: wanted the same hardware and libraries on every rank")
             endpoints = {budget: state.to(device) for budget, state in found.endpoints.items()}
             return replace(found, endpoints=endpoints, teacher=found.teacher.to(device))
+
+
+def _decided(found: Found) -> dict[str, Any]:
+    """What all ranks have in common, bit by bit."""
+    return {
+        f"schedule of {budget} steps": [
+            [plan.t.tolist(), plan.coefficients.tolist(), plan.noise_scale, repr(plan.calibration)] for plan in plans
+        ]
+        for budget, plans in found.plans.items()
+    }
 
 
 def _one(
@@ -282,11 +304,21 @@ def _one(
     tally: _Tally,
     options: dict[str, Any],
     weight: Tensor | None,
+    ranks: Ranks,
 ) -> Core:
     everyone = slice(0, len(noise))
-    teacher: Teacher = yield from tally("teacher", integrate(noise, t, guide, everyone))
+    teacher: Teacher = yield from tally("teacher", integrate(noise, t, guide, everyone, ranks=ranks))
     search = distil(
-        noise, t, steps, solver, teacher, samples=everyone, joint=share == "joint", weight=weight, **options
+        noise,
+        t,
+        steps,
+        solver,
+        teacher,
+        samples=everyone,
+        joint=share == "joint",
+        weight=weight,
+        ranks=ranks,
+        **options,
     )
     distilled = yield from tally("search", search)
     plans, endpoints = distilled.plans, distilled.endpoints
@@ -311,9 +343,9 @@ def _one(
         solver=solver.name,
         share=share,
         start="free" if options["free"] else "fixed",
-        samples=len(noise),
+        samples=ranks.count(len(noise)),
         plans=dict(enumerate(plans, start=1)),
-        costs={k: squared_error(state, target, weight) for k, state in enumerate(endpoints, start=1)},
+        costs={k: ranks.gather(squared_error(state, target, weight)) for k, state in enumerate(endpoints, start=1)},
         endpoints={k: state.view(noise.shape) for k, state in enumerate(endpoints, start=1)},
         teacher=target.view(noise.shape),
         values=distilled.values,
@@ -350,15 +382,18 @@ def _auto(
     guide: solvers.Solver,
     tally: _Tally,
     options: dict[str, Any],
+    ranks: Ranks,
 ) -> Core:
-    judged = yield from run_auto(noise, t, steps, config, make_grid, teacher_solver=guide, tally=tally, **options)
+    judged = yield from run_auto(
+        noise, t, steps, config, make_grid, teacher_solver=guide, tally=tally, ranks=ranks, **options
+    )
     shape = (len(judged.target), *noise.shape[1:])
     return Found(
         t=t,
         solver="auto",
         share="joint",
         start="free" if options["free"] else "fixed",
-        samples=len(noise),
+        samples=ranks.count(len(noise)),
         plans={row.steps: [row.plan] for row, _ in judged.best},
         costs={row.steps: row.error for row, _ in judged.best},
         endpoints={row.steps: endpoint.view(shape) for row, endpoint in judged.best},

@@ -11,13 +11,14 @@ rows of the table before. With W = 1 rows are nodes, and every sample may have b
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from oss_ext import kernels, solvers
 from oss_ext.proposals import CHUNK, propose
+from oss_ext.ranks import ALONE, Ranks
 from oss_ext.stages_calibration import Calibrator
 from oss_ext.stages_cost import Judge
 from oss_ext.stages_table import Table, Winners, best_coefficients, check_reached, neighbours, rows_of
@@ -41,6 +42,16 @@ class Stage:
     endpoint: Tensor
     gains: Tensor | None = None
 
+    def of_all(self, ranks: Ranks) -> Stage:
+        """Of a search with one choice a sample: with the choices of every rank's. The endpoints stay this rank's."""
+        return replace(
+            self,
+            values=ranks.gather(self.values),
+            backpointers=ranks.gather(self.backpointers),
+            coefficients=None if self.coefficients is None else ranks.gather(self.coefficients),
+            gains=None if self.gains is None else ranks.gather(self.gains),
+        )
+
 
 def run_stages(
     starts: Tensor,
@@ -58,6 +69,7 @@ def run_stages(
     weight: Tensor | None = None,
     calibrator: Calibrator | None = None,
     judge: Judge | None = None,
+    ranks: Ranks = ALONE,
 ) -> Generator[Ask, Tensor, list[Stage]]:
     """Stages 1..steps. Stage k evaluates the nodes that k - 1 steps reach, k - 1..M - 2, and nothing else; stage 1 has
     the teacher's evaluation at node 0, and with `free` evaluates the others at their `starts`.
@@ -67,6 +79,7 @@ def run_stages(
     nodes: int64 [M], what the asks call the nodes; None: 0..M - 1. weight: [D], of the numbers of a state in the costs.
     calibrator: of all states before they are evaluated; node 0 is then evaluated again. judge: of the steps, by another
     cost than the distance to the teacher's states; of the last stage's it judges those into the clean node alone.
+    ranks: who has the other samples, without a judge.
     """
     last = len(t) - 1
     nodes = torch.arange(last + 1) if nodes is None else nodes
@@ -103,9 +116,9 @@ def run_stages(
                 table.output[:, index] = (yield Ask(state, t[at], samples, nodes[at])).flatten(2)
         first = budget if judge is None or budget < steps else last
         if beam > 1:
-            won = _beam_winners(table, times, teacher.states, solver, beam, weight)
+            won = _beam_winners(table, times, teacher.states, solver, beam, weight, ranks)
         else:
-            won = yield from _winners(table, times, teacher.states, solver, joint, weight, judge, budget, first)
+            won = yield from _winners(table, times, teacher.states, solver, joint, weight, judge, budget, first, ranks)
         check_reached(won.backpointers[..., : last + 1], nodes, budget, first)
         stages.append(
             Stage(
@@ -146,7 +159,7 @@ def _next(table: Table, won: Winners, times: Tensor, solver: solvers.Solver) -> 
         earlier = [rows_of(vectors, source) for vectors in [kept, *earlier[:-1]]]
         now = before.expand(source.shape[:-1] + before.shape)
         past = torch.cat([now.gather(-1, source)[..., None], rows_of(table.past, source)[..., :-1]], -1)
-    reached = won.backpointers.view(*won.backpointers.shape[:-1], -1, count) >= 0
+    reached = won.backpointers.unflatten(-1, (source.shape[-1] // count, count)) >= 0
     sources = []
     for rank in range(reached.shape[-2]):
         here = reached[..., rank, :last]
@@ -167,20 +180,24 @@ def _winners(
     judge: Judge | None,
     budget: int,
     first: int,
+    ranks: Ranks = ALONE,
 ) -> Generator[Ask, Tensor, Winners]:
     """One state a node; those before node number `first` may be left out. Coefficients of samples with paths of their
     own come in chunks."""
     basis = [table.states, table.output, *table.earlier]
     batch, count = basis[0].shape[:2]
     own = table.past.ndim == 3
-    size = max(1, CHUNK // (count * count * len(basis))) if own else batch
+    samples = ranks.count(batch)
+    size = min(samples, max(1, CHUNK // (count * count * len(basis)))) if own else max(samples, 1)
     states = empty(basis[0].shape, like=basis[0]) if judge is None else basis[0]  # in place of one
     parts = []
-    for low in range(0, batch, size):
+    for low in range(0, max(batch, 1), size):
         part = slice(low, min(low + size, batch))
         piece = [vectors[part] for vectors in basis]
         past = table.past[part] if own else table.past
-        offer = propose(solver, piece, target[part], past, times, table.sources[0], joint, weight)
+        offer = propose(
+            solver, piece, target[part], past, times, table.sources[0], joint, weight, samples=size, ranks=ranks
+        )
         landed, output = states[part], None
         if judge is None:
             values, backpointers = kernels.min_reduce(offer.cost, joint=joint)
@@ -203,7 +220,13 @@ def _winners(
 
 
 def _beam_winners(
-    table: Table, times: Tensor, target: Tensor, solver: solvers.Solver, beam: int, weight: Tensor | None
+    table: Table,
+    times: Tensor,
+    target: Tensor,
+    solver: solvers.Solver,
+    beam: int,
+    weight: Tensor | None,
+    ranks: Ranks = ALONE,
 ) -> Winners:
     """The `beam` best states of every node. Among equal costs the noisiest node wins, then the better rank."""
     count = len(times)
@@ -212,7 +235,7 @@ def _beam_winners(
     for rank, sources in enumerate(table.sources):
         rows = slice(rank * count, (rank + 1) * count)
         piece = [vectors[:, rows] for vectors in basis]
-        offers.append(propose(solver, piece, target, table.past[rows], times, sources, True, weight))
+        offers.append(propose(solver, piece, target, table.past[rows], times, sources, True, weight, ranks=ranks))
     cost = torch.stack([offer.cost.sum(0, dtype=torch.float64) for offer in offers], 1)  # [M, W, M]
     ordered = torch.where(cost.isfinite(), cost, torch.inf).flatten(0, 1).sort(dim=0, stable=True)
     values, order = ordered.values[:beam], ordered.indices[:beam]

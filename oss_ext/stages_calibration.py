@@ -6,21 +6,22 @@ import torch
 from torch import Tensor
 
 from oss_ext.fitting import gain_of
+from oss_ext.ranks import ALONE, Ranks
 from oss_ext.schedule_calibration import QUANTILES, matched, of_gains, of_levels, quantiles_of
 from oss_ext.schedule_file import Calibration
 
 
 class Calibrator:
     """teacher: [B, M, D], whose quantiles, means over the samples, the states are brought to; not kept.
-    mode: that of `Calibration`. joint: the samples share their gains."""
+    mode: that of `Calibration`. joint: the samples share their gains. ranks: who has the other samples."""
 
-    def __init__(self, mode: str, teacher: Tensor, *, joint: bool) -> None:
-        self._mode, self._joint = mode, joint
+    def __init__(self, mode: str, teacher: Tensor, *, joint: bool, ranks: Ranks = ALONE) -> None:
+        self._mode, self._joint, self._ranks = mode, joint, ranks
         self._count = teacher.shape[1]
         self._levels = torch.empty(0)
         if mode != "gain":
-            levels = [quantiles_of(teacher[:, node], QUANTILES).mean(0).cpu() for node in range(self._count)]
-            self._levels = torch.stack(levels)
+            levels = [quantiles_of(teacher[:, node], QUANTILES).cpu() for node in range(self._count)]
+            self._levels = ranks.gather(torch.stack(levels, 1)).mean(0)
 
     def apply(self, states: Tensor, rows: Tensor, teacher: Tensor) -> Tensor | None:
         """Changes these rows of `states` [B, R, D] in place; row w M + j stands at node j. teacher: [B, M, D].
@@ -34,7 +35,7 @@ class Calibrator:
                 low, high = self._levels[node].tolist()
                 states[:, row] = matched(states[:, row], self._mode, QUANTILES, low, high)
             else:
-                gain = gain_of(states[:, row], teacher[:, node], joint=self._joint)
+                gain = gain_of(states[:, row], teacher[:, node], joint=self._joint, ranks=self._ranks)
                 states[:, row] *= gain.to(states.dtype)[..., None]
                 gains[..., node] = gain.cpu()
         return gains if self._mode == "gain" else None

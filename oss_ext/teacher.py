@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from oss_ext import solvers
+from oss_ext.ranks import ALONE, Ranks
+from oss_ext.sums import squares
 from oss_ext.transfer import empty
 
 DEFAULT_STEPS, DEFAULT_SOLVER = 100, "unipc"
@@ -70,19 +72,20 @@ def check_guide(solver: str | solvers.Solver) -> solvers.Solver:
 
 
 def integrate(
-    noise: Tensor, t: Tensor, solver: solvers.Solver, samples: slice | None = None
+    noise: Tensor, t: Tensor, solver: solvers.Solver, samples: slice | None = None, *, ranks: Ranks = ALONE
 ) -> Generator[Ask, Tensor, Teacher]:
     """Asks for one node at a time, N in all, and returns the `Teacher`.
 
     noise: [B, *shape], float32 or float64; the trajectory starts at t[0] * noise. t: float64 [N + 1] on the CPU.
     solver: one whose coefficients follow from the flow times. samples: which rows of the search's noise these are.
+    ranks: who has the other samples.
     """
     batch, shape = noise.shape[0], noise.shape[1:]
-    states = empty((batch, len(t), noise[0].numel()), like=noise)
+    states = empty((batch, len(t), shape.numel()), like=noise)
     walk = solvers.Walk(noise.flatten(1) * float(t[0]), solver.carries, solver.history)
     states[:, 0] = walk.state
     first = last = states.new_empty(0)
-    turning = [torch.zeros((), dtype=torch.float64, device=noise.device)]
+    turning = [torch.zeros(batch, dtype=torch.float64, device=noise.device)]
     for node, weights in enumerate(solvers.along(solver, t).tolist()):
         here = torch.tensor([node])
         state = states[:, node : node + 1].unflatten(2, shape)
@@ -92,8 +95,9 @@ def integrate(
         if node == 0:
             first = output
         else:
-            turning.append((output - last).square().mean(dtype=torch.float64).sqrt())
+            turning.append(squares(output - last))
         last = output
         walk.step(output, float(t[node]), weights)
         states[:, node + 1] = walk.state
-    return Teacher(states, first, torch.stack(turning).cpu())
+    every = ranks.gather(torch.stack(turning, 1))
+    return Teacher(states, first, (every.mean(0) / states.shape[2]).sqrt().cpu())

@@ -43,8 +43,9 @@ def choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     return value
 
 
-def check_noise(noise: Any) -> Tensor:
-    """`noise` [B, ...] detached: floating, finite, B >= 1, at least one further dimension, on the CPU or a CUDA GPU."""
+def check_noise(noise: Any, *, least: int = 1) -> Tensor:
+    """`noise` [B, ...] detached: floating, finite, B >= `least`, at least one further dimension, on the CPU or a CUDA
+    GPU."""
     if not isinstance(noise, Tensor):
         raise TypeError(f"noise: got {type(noise).__name__}, wanted a floating tensor [batch, ...]")
     if noise.dtype not in FLOATS:
@@ -55,7 +56,7 @@ def check_noise(noise: Any) -> Tensor:
         raise ValueError(f"noise: got device {noise.device}, wanted cpu or cuda")
     if noise.ndim < 2:
         raise ValueError(f"noise: got shape {list(noise.shape)}, wanted [batch, ...] with at least two dimensions")
-    if noise.numel() == 0:
+    if len(noise) < least or 0 in noise.shape[1:]:
         raise ValueError(f"noise: got the empty shape {list(noise.shape)}, wanted at least one sample of one number")
     finite = torch.isfinite(noise.flatten(1)).all(1)
     if not bool(finite.all()):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from oss_ext import solvers
 from oss_ext.proposals import fit
+from oss_ext.ranks import ALONE, Ranks
 from oss_ext.teacher import Ask, Teacher
 from oss_ext.transfer import empty
 
@@ -40,7 +41,14 @@ def run(
 
 
 def fit_along(
-    noise: Tensor, t: Tensor, nodes: Tensor, solver: solvers.Fitted, teacher: Teacher, *, samples: slice
+    noise: Tensor,
+    t: Tensor,
+    nodes: Tensor,
+    solver: solvers.Fitted,
+    teacher: Teacher,
+    *,
+    samples: slice,
+    ranks: Ranks = ALONE,
 ) -> Generator[Ask, Tensor, Tensor]:
     """float64 [k, P]: coefficients fitted step by step along nodes [k + 1] of the teacher's grid t, from node 0."""
     path = t[nodes]
@@ -48,7 +56,7 @@ def fit_along(
     rows = []
     for step in range(len(path) - 1):
         output = yield from _output(walk, noise, path, step, samples, nodes, teacher.first_velocity)
-        rows.append(fit_step(walk, output, path, step, teacher.states[:, nodes[step + 1]], solver))
+        rows.append(fit_step(walk, output, path, step, teacher.states[:, nodes[step + 1]], solver, ranks=ranks))
         walk.step(output, float(path[step]), rows[-1].tolist())
     return torch.stack(rows)
 
@@ -62,9 +70,11 @@ def fit_step(
     solver: solvers.Fitted,
     *,
     weight: Tensor | None = None,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """float64 [2 + history] on the CPU: the coefficients of the step along `path` [k + 1] that `walk` is about to take
-    with `output` [B, D], fitted to land at `target` [B, D]. weight: [B], of the samples' squared errors."""
+    with `output` [B, D], fitted to land at `target` [B, D]. weight: [B], of the samples' squared errors. ranks: who
+    has the other samples."""
     size = None if weight is None else weight.sqrt().to(target)[:, None]
 
     def at_two_nodes(vectors: Tensor) -> Tensor:
@@ -74,7 +84,7 @@ def fit_step(
     basis = [at_two_nodes(vectors) for vectors in walk.basis(output)]
     history = solvers.past_times(path, solver.history)[step]
     near = solver.coefficients(history, path[step + 1])[: len(basis)]
-    weights = fit(basis, at_two_nodes(target), near.expand(2, 2, -1), (0, 1), solver.ridge)[0, 1].cpu()
+    weights = fit(basis, at_two_nodes(target), near.expand(2, 2, -1), (0, 1), solver.ridge, ranks=ranks)[0, 1].cpu()
     return torch.cat([weights, weights.new_zeros(2 + solver.history - len(weights))])
 
 

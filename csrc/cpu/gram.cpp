@@ -31,7 +31,8 @@ void run(const GramParams& params, int threads) {
     }
   });
 
-  const TilePlan plan(params.batch, nodes, params.dim, params.source_begin, params.source_end);
+  const int64_t plan_batch = params.plan_batch ? params.plan_batch : params.batch;
+  const TilePlan plan(params.batch, nodes, params.dim, params.source_begin, params.source_end, plan_batch);
   const double operations =
       static_cast<double>(plan.tiles()) * kTileSources * kTileTargets * params.dim * (count + 1) / 8;
   for_tiles(

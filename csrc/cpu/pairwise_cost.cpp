@@ -24,7 +24,8 @@ void run(const PairwiseCostParams& params, int threads) {
                [&](int64_t row, int) { std::fill_n(cost + row * nodes, nodes, std::numeric_limits<T>::infinity()); });
 
   // The plan's samples are the parts of the cost.
-  const TilePlan plan(parts, nodes, params.dim, params.source_begin, params.source_end);
+  const int64_t plan_parts = params.samples_per_sum > 1 || params.plan_batch == 0 ? parts : params.plan_batch;
+  const TilePlan plan(parts, nodes, params.dim, params.source_begin, params.source_end, plan_parts);
   const double operations = static_cast<double>(plan.tiles()) * params.samples_per_sum * kTileSources * kTileTargets *
                             params.dim * (count + 1) / 16;
   for_tiles(
@@ -57,7 +58,8 @@ void run(const PairwiseCostParams& params, int threads) {
 int64_t pairwise_cost_samples_per_sum(const PairwiseCostParams& params) {
   const Status status = check_tile_params(params);
   if (status != kOk) return status;
-  const int64_t tiles = TilePlan(1, params.nodes, params.dim, params.source_begin, params.source_end).tiles();
+  if (params.dim > kLongestSummed) return 1;
+  const int64_t tiles = TilePlan(1, params.nodes, params.dim, params.source_begin, params.source_end, 1).tiles();
   if (tiles == 0) return std::max<int64_t>(params.batch, 1);
   return std::max<int64_t>(params.batch * tiles / kEnoughTasks, 1);
 }

@@ -19,7 +19,8 @@ Plan plan_for(const GramParams& params, int device) {
   Plan plan{tiles, 1, params.dim, short_rows};
   if (short_rows || tiles * params.batch == 0) return plan;
   // Enough blocks for eight rounds over the GPU, but a thousand numbers each.
-  const int64_t wanted = ceil_div(8 * static_cast<int64_t>(multiprocessors(device)), tiles * params.batch);
+  const int64_t planned = params.plan_batch ? params.plan_batch : params.batch;
+  const int64_t wanted = ceil_div(8 * static_cast<int64_t>(multiprocessors(device)), tiles * planned);
   plan.span = std::max<int64_t>(ceil_div(ceil_div(params.dim, wanted), kGramChunk) * kGramChunk, 1024);
   plan.splits = ceil_div(params.dim, plan.span);
   return plan;

@@ -10,6 +10,7 @@ namespace oss_ext {
 
 struct GramParams {
   int64_t batch, nodes, dim;
+  int64_t plan_batch;  // as in PairwiseCostParams
   int basis_count;
   DType dtype;
   RowsView basis[kMaxBasis];

@@ -9,10 +9,15 @@
 
 namespace oss_ext {
 
+// Costs of longer rows are never summed over samples on the way.
+constexpr int64_t kLongestSummed = 64;
+
 struct PairwiseCostParams {
   int64_t batch, nodes, dim;
-  int basis_count;  // P, 1..kMaxBasis
-  DType dtype;      // of basis and target
+  int64_t plan_batch;  // the dims are cut as for so many samples: 0, the batch; else what all calls have in common
+                       // whose costs of a sample must have the same bits
+  int basis_count;     // P, 1..kMaxBasis
+  DType dtype;         // of basis and target
   RowsView basis[kMaxBasis];
   RowsView target;
   const void* coefficients;          // acc [nodes, nodes, P] contiguous, one such block a sample

@@ -21,10 +21,11 @@ struct TileTask {
 
 class TilePlan {
  public:
-  TilePlan(int64_t batch, int64_t nodes, int64_t dim, int64_t source_begin, int64_t source_end)
+  // The dims are cut as for plan_batch samples.
+  TilePlan(int64_t batch, int64_t nodes, int64_t dim, int64_t source_begin, int64_t source_end, int64_t plan_batch)
       : batch_(batch), nodes_(nodes), dim_(dim), begin_(source_begin), end_(std::min(source_end, nodes - 1)) {
     for (int64_t block = 0; begin_ + block * kTileSources < end_; ++block) tiles_ += targets_of(block);
-    const int64_t wanted = tiles_ * batch_ > 0 ? kEnoughTasks / (tiles_ * batch_) : 1;
+    const int64_t wanted = tiles_ * plan_batch > 0 ? kEnoughTasks / (tiles_ * plan_batch) : 1;
     const int64_t segments = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(dim_ / kLeastSegment, 1));
     const int64_t blocks = (dim_ + kBlockDim - 1) / kBlockDim;
     segment_ = (blocks + segments - 1) / segments * kBlockDim;

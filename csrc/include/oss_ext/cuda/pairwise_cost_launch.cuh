@@ -81,9 +81,10 @@ CostPlan plan_for(const PairwiseCostParams& params, int device) {
   // apart from them (coefficients, first rows, sums: as much as kBlockCost chunks, measured on an H200). No more than
   // kMostChunks, so that float sums stay short: the splits are added in double.
   const int64_t at_once = std::max(1, multiprocessors(device));
+  const int64_t planned = params.plan_batch ? params.plan_batch : params.batch;
   int64_t best = INT64_MAX;
   for (int64_t length = std::min(chunks, kMostChunks); length > 0; length = length > 16 ? length * 7 / 8 : length - 1) {
-    const int64_t rounds = ceil_div(plan.tiles * params.batch * ceil_div(chunks, length), at_once);
+    const int64_t rounds = ceil_div(plan.tiles * planned * ceil_div(chunks, length), at_once);
     if (rounds * (length + kBlockCost) < best) {
       best = rounds * (length + kBlockCost);
       plan.chunks_per_split = length;

@@ -7,12 +7,14 @@
 #pragma once
 
 #include "oss_ext/cuda/pairwise_cost.cuh"
+#include "oss_ext/pairwise_cost.h"
 
 namespace oss_ext::cuda {
 
 // Rows up to this length go to pairwise_cost_short.
 template <typename Acc>
 constexpr int kShortDim = sizeof(Acc) == 8 ? 28 : 60;
+static_assert(kShortDim<float> <= kLongestSummed && kShortDim<double> <= kLongestSummed);
 constexpr int kShortThreads = 128;
 // Numbers of a float sum before it is added to the group's, and such sums in a group: the error stays that of some ten
 // dozen additions.
