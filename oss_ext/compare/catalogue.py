@@ -30,7 +30,7 @@ CALIBRATIONS = ("scale", "affine", "gain")
 SIGMA_MAX = 80.0
 """Where the papers' grids of sigma begin. On models that begin at infinity the rivals here begin higher
 (`baselines.ends`), and a row more has theirs."""
-TRAINED_TO = 10  # the largest budget of rows that are trained by back-propagation
+POLISHED_TO = 10  # the largest budget that ours are polished at
 LD3_NOISES = 100  # half of them to learn, half to judge, as in its paper
 OSS_NOISES, SAMPLED = 32, 64  # noises of the published search: for its median, and held-out ones of their own schedules
 
@@ -66,7 +66,7 @@ def _ours() -> Iterator[Row]:
     yield auto(objective="psnr", row={"priority": 2, "pictured": True})
     yield searched("euler", group="published", name="OSS-ave", samples=OSS_NOISES, share="median", row={"priority": 1})
     yield per_sample("euler", SAMPLED, row={"priority": 3})
-    polish: dict[str, Any] = {"priority": 4, "most": TRAINED_TO}
+    polish: dict[str, Any] = {"priority": 4, "most": POLISHED_TO}
     yield refined(free, "joint, free start, polished", method="gradient", objective="psnr", row=polish)
 
 
@@ -102,12 +102,14 @@ def _dm() -> Iterator[Row]:
 
 def _trained(iterations: int, minibatch: int, graph: bool) -> Iterator[Row]:
     """What is learned by back-propagation through the sampler."""
-    row: dict[str, Any] = {"priority": 3, "most": TRAINED_TO, "trained": True}
+    row: dict[str, Any] = {"priority": 3, "trained": True}
     ld3: dict[str, Any] = {"samples": LD3_NOISES, "shared_teacher": True, "graph": graph, "row": row}
-    yield rival("ld3", "LD3", "unipc_3", **ld3)
+    for solver in ("unipc_3", "dpmpp_2m"):
+        yield rival("ld3", "LD3", solver, **ld3)
     yield rival("ld3", "LD3, one set of times", "dpmpp_2m", second=False, **ld3)
     training = Training(iterations=iterations, minibatch=minibatch, graph=graph)
     same: dict[str, Any] = {"training": training, "shared_teacher": True, "row": row}
+    yield rival("s4s", "S4S", LEARNED, alternations=0, **same)
     yield rival("s4s", "S4S-Alt", LEARNED, **same)
     yield rival("bns", "BNS", LEARNED, **same)
     yield rival("ds_solver", "DS-Solver", LEARNED, **same)
