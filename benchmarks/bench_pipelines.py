@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import statistics
 import time
 from collections.abc import Callable
@@ -234,6 +235,7 @@ def bench(case: Case, device: torch.device, repeats: int) -> dict[str, Any]:
     ours = [100 * (1 - own["s_per_call"] / mine["s_per_call"]) for mine, own in zip(searches, loops, strict=True)]
     return {
         "name": case.name,
+        **{key: value for key, value in measure.environment(device).items() if key in ("date", "commit")},
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "samples": count,
         "network_rows": case.rows,
@@ -247,6 +249,13 @@ def bench(case: Case, device: torch.device, repeats: int) -> dict[str, Any]:
         "plain_loop": loops,
         "ours_percent": ours,
     }
+
+
+def kept(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of an earlier file that were not measured again, and `rows`."""
+    names = {row["name"] for row in rows}
+    old = json.loads(path.read_text())["rows"] if path.exists() else []
+    return [row for row in old if row["name"] not in names] + rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -265,11 +274,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--only", choices=("dit", "flux"), help="default: both")
-    parser.add_argument("--batch", type=int, nargs="+", default=[16, 4], help="samples of DiT")
+    parser.add_argument("--batch", type=int, nargs="+", default=[64, 16, 4], help="samples of DiT")
     parser.add_argument("--pixels", type=int, default=512, help="of Flux's images")
     parser.add_argument("--prompts", type=int, default=2, help="of Flux")
     parser.add_argument("--repeats", type=int, default=3, help="of DiT with the first --batch; the rest run once")
     parser.add_argument("--tiny", action="store_true", help="small networks of the same classes, and nothing saved")
+    parser.add_argument("--keep", action="store_true", help="with the earlier file's rows that are not measured again")
     parser.add_argument("--out", type=Path, default=None, help="folder for pipelines.json; default: benchmarks/results")
     options = parser.parse_args()
     device = torch.device(options.device)
@@ -288,6 +298,8 @@ def main() -> None:
     if options.only != "dit":
         add(flux_case(device, options.pixels, options.prompts, options.tiny), 1)
     print(table(rows))
+    if options.keep:
+        rows = kept((options.out or measure.RESULTS) / "pipelines.json", rows)
     if not options.tiny:
         versions = {"diffusers": diffusers.__version__, "dtype": "bfloat16"}
         print("saved", measure.save("pipelines", measure.environment(device) | versions | {"rows": rows}, options.out))
