@@ -1,9 +1,9 @@
 """What training the learned rivals costs and gains: seconds an iteration with and without a CUDA graph, and PSNR to the
 teacher on held-out noises of the bundled model after few and many iterations.
 
-    python benchmarks/bench_rivals.py                       # on a GPU; about four minutes; saves results/rivals.json
+    python benchmarks/bench_rivals.py                       # on a GPU; about two minutes; saves results/rivals.json
     python benchmarks/bench_rivals.py --device cpu --heldout 4 --samples 8 --teacher-steps 12 --minibatch 4 \
-        --iterations 4 --budget 3 --guidance 1 --rate 1 --timed 2 --out /tmp/small
+        --iterations 4 --budget 3 --timed 2 --out /tmp/small
 
 PSNRs are of the squared error pooled over the noises, and means of the noises' own, as in `bench_schedules`. `seconds`
 are of the whole call, its teacher's steps included. Rates are multiples of each method's own.
@@ -12,6 +12,7 @@ are of the whole call, its teacher's steps included. Rates are multiples of each
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,20 +25,25 @@ import oss_ext
 from oss_ext.baselines import Found, Training, bns, ds_solver, dyweight, ld3, s4s
 from oss_ext.metrics import pooled_psnr, psnr
 
-METHODS: dict[str, tuple[Callable[..., Found], float, dict[str, Any]]] = {
-    "bns": (bns, 1e-3, {}),
-    "ds_solver": (ds_solver, 0.01, {}),
-    "dyweight": (dyweight, 0.005, {"nodes": "edm:sigma_max=400"}),
-    "s4s": (s4s, 0.01, {"alternations": 0}),
-    "s4s_alt": (s4s, 0.01, {}),
+METHODS: dict[str, tuple[Callable[..., Found], dict[str, Any]]] = {
+    "bns": (bns, {}),
+    "ds_solver": (ds_solver, {}),
+    "dyweight": (dyweight, {}),
+    "s4s": (s4s, {"alternations": 0}),
+    "s4s_alt": (s4s, {}),
 }
+
+
+def rate_of(method: Callable[..., Found]) -> float:
+    """The method's own rate."""
+    return float(sys.modules[method.__module__].RATE)
 
 
 class Bench:
     def __init__(self, guidance: float, options: argparse.Namespace) -> None:
         self.options, self.guidance = options, guidance
         self.device = torch.device(options.device)
-        self.model = oss_ext.zoo.load("photo32", guidance_scale=guidance, device=self.device)
+        self.model = oss_ext.zoo.load(options.model, guidance_scale=guidance, device=self.device)
         self.noise, self.cond = self.model.noise(options.samples, split="search")
         self.heldout, self.held_cond = self.model.noise(options.heldout, split="heldout")
         t = oss_ext.grids.for_model("flow", options.teacher_steps, self.model)
@@ -74,15 +80,17 @@ class Bench:
         )
 
     def curves(self) -> None:
-        few, *_ = self.options.iterations
         for steps in self.options.budget:
-            for name, (method, rate, how) in METHODS.items():
+            for name, (method, how) in METHODS.items():
                 if name not in self.options.method:
                     continue
                 for iterations in self.options.iterations:
-                    for times in self.options.rate if self.guidance == self.options.guidance[0] else (1,):
+                    for times in self.options.rate:
                         training = Training(
-                            iterations, rate * times, self.options.minibatch, graph=self.device.type == "cuda"
+                            iterations,
+                            rate_of(method) * times,
+                            self.options.minibatch,
+                            graph=self.device.type == "cuda",
                         )
                         self.run(
                             name, method, steps, {"iterations": iterations, "rate": times}, training=training, **how
@@ -97,18 +105,20 @@ class Bench:
     def timings(self) -> None:
         """Milliseconds an iteration, by the difference of two runs."""
         steps, count = max(self.options.budget), self.options.timed
-        for name, (method, rate, how) in METHODS.items():
+        for name, (method, how) in METHODS.items():
+            if name not in self.options.method:
+                continue
             for graph in (False, True) if self.device.type == "cuda" else (False,):
                 took = []
-                for iterations in (1, 1 + count):  # judged as often: at first and last
+                for iterations in (1, 1, 1 + count):  # the first warms up; judged as often: at first and last
                     begin = time.perf_counter()
-                    training = Training(iterations, rate, self.options.minibatch, graph=graph)
+                    training = Training(iterations, None, self.options.minibatch, graph=graph)
                     method(
                         self.model, self.noise, steps, training=training, cond=self.cond, grid="flow",
                         teacher_steps=2, teacher_solver="euler", batch_size=self.options.batch, **how,
                     )  # fmt: skip
                     took.append(time.perf_counter() - begin)
-                each = 1e3 * (took[1] - took[0]) / count
+                each = 1e3 * (took[2] - took[1]) / count
                 self.rows.append(
                     {"guidance": self.guidance, "steps": steps, "method": name, "graph": graph, "ms": each}
                 )
@@ -121,11 +131,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0])
+    parser.add_argument("--model", default="photo32", choices=oss_ext.zoo.names())
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0])
     parser.add_argument("--budget", type=int, nargs="+", default=[5, 10])
     parser.add_argument("--method", nargs="+", default=[*METHODS, "ld3"], choices=[*METHODS, "ld3"])
-    parser.add_argument("--iterations", type=int, nargs="+", default=[100, 300])
-    parser.add_argument("--rate", type=float, nargs="+", default=[1.0, 3.0])
+    parser.add_argument("--iterations", type=int, nargs="+", default=[150, 400])
+    parser.add_argument("--rate", type=float, nargs="+", default=[1.0], help="multiples of the methods' own")
     parser.add_argument("--ld3", type=int, nargs="+", default=[2, 8], help="minibatches of LD3")
     parser.add_argument("--minibatch", type=int, default=40)
     parser.add_argument("--samples", type=int, default=128)
