@@ -12,6 +12,10 @@ are a softmax, so that nothing constrains them, and L-BFGS runs on the objective
 It finds lower values, which are worth having while the first steps' weights stand alone (`truncate` 3, what their code
 has). Summed with the others' (0, what its comment says of more than 7 steps), they come to cancel at the minimum, and
 the schedules are bad: there the trust region's early stop is what makes the method work, and "trust-constr" is it.
+
+On the bundled flow model (24 noises, mean PSNR, DPM-Solver++(2M), guidance 1, from sigma 400): with `truncate` 3 the
+four starts reach the same minimum to 1e-4, and 26.2, 33.4 and 41.2 dB at 5, 10 and 20 steps; with 0 their minima differ
+by up to a fifth, and the least one has 21.8, 18.3 and 19.8 dB.
 """
 
 from __future__ import annotations

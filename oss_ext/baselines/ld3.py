@@ -9,6 +9,10 @@ choice open (parametrisation, optimisers, rates, rounds) it is the authors' publ
   as in their mode "time"; their mode "lambda" takes the gap between its raw parameters, which is 0 at first;
 - validation is on all of the validation noises from the beginning, and the learned starts change between rounds only;
 - `Schedule.network_t` scales what the network is fed for the time that it is told, theirs for the state's.
+
+They learn on 50 noises and judge on 50, in batches of 2: 175 iterations in all. On a flow model (a mixture of
+Gaussians, 100 noises, mean PSNR, UniPC(3)) learned gaps of flow time have 38.2 dB at 5 steps and gaps of lambda 31.9;
+without the second times 36.1 and 29.3. Batches of 10 take a fifth of the iterations and lose up to 9 dB at 10 steps.
 """
 
 from __future__ import annotations
