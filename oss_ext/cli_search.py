@@ -18,6 +18,7 @@ from oss_ext.cli_common import (
     print_json,
     progress_bars,
     speaker,
+    stderr,
 )
 from oss_ext.cli_options import (
     BatchSize,
@@ -77,6 +78,10 @@ def search(
     timeout: Annotated[
         float, typer.Option(help="Under torchrun: seconds that a process waits for the slowest one.")
     ] = TIMEOUT,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="A folder to keep the model's outputs in: the same command goes on where it was stopped."),
+    ] = None,
     guidance: Guidance = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
@@ -103,29 +108,36 @@ def search(
         own, own_cond = us.share(noise, cond)
         written = us.leading((whole_file if one_file else whole_folder)(out))
         with written as place, us.leading(progress_bars(console)) as bars:
-            result = dp_search(
-                source.model,
-                own,
-                steps,
-                teacher_steps=teacher_steps,
-                grid=grid,
-                solver=solver,
-                share=share,
-                start=start,
-                teacher_solver=teacher_solver,
-                candidates=candidates,
-                nodes=nodes,
-                beam=beam,
-                refine=refine,
-                calibration=calibration,
-                cost=cost if cost_sources is None else X0(cost_sources),
-                cond=own_cond,
-                batch_size=batch_size,
-                process_group=us.group,
-                timeout=timeout,
-                progress=False if bars is None else bars.add("Teacher and search"),
-                metadata={"source": model, **({"model_arg": arguments} if arguments else {})},
-            )
+            try:
+                result = dp_search(
+                    source.model,
+                    own,
+                    steps,
+                    teacher_steps=teacher_steps,
+                    grid=grid,
+                    solver=solver,
+                    share=share,
+                    start=start,
+                    teacher_solver=teacher_solver,
+                    candidates=candidates,
+                    nodes=nodes,
+                    beam=beam,
+                    refine=refine,
+                    calibration=calibration,
+                    cost=cost if cost_sources is None else X0(cost_sources),
+                    cond=own_cond,
+                    batch_size=batch_size,
+                    process_group=us.group,
+                    timeout=timeout,
+                    checkpoint=checkpoint,
+                    progress=False if bars is None else bars.add("Teacher and search"),
+                    metadata={"source": model, **({"model_arg": arguments} if arguments else {})},
+                )
+            except KeyboardInterrupt:
+                if checkpoint is None:
+                    raise
+                stderr().print(f"Interrupted; the same command goes on from {escape(str(checkpoint))}.", soft_wrap=True)
+                raise typer.Exit(130) from None
             files = [] if place is None else _write(result, place, one_file)
     if not us.leads:
         return

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from oss_ext.checkpoint import Checkpoint, Tick
 from oss_ext.evaluate import evaluate
 from oss_ext.models import Denoiser
 from oss_ext.progress import Counter
@@ -36,10 +37,12 @@ def drive(
     batch_size: int,
     counter: Counter,
     device: torch.device | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Found:
-    """`answer` with `model`; see `evaluate` for the arguments and the errors."""
+    """`answer` with `model`; see `evaluate` for the arguments and the errors. checkpoint: what was answered before is
+    taken from there, the rest is put there."""
 
-    def reply(ask: Ask) -> Tensor:
+    def evaluated(ask: Ask, tick: Tick) -> Tensor:
         return evaluate(
             model,
             ask.states,
@@ -49,9 +52,14 @@ def drive(
             batch_size=batch_size,
             labels=ask.nodes.tolist() if ask.nodes is not None else None,
             first_sample=ask.samples.start,
-            tick=counter.add,
+            tick=tick,
             device=device,
             out=ask.out,
         )
+
+    def reply(ask: Ask) -> Tensor:
+        if checkpoint is None:
+            return evaluated(ask, counter.add)
+        return checkpoint.answer(ask, evaluated, counter.add)
 
     return answer(core, reply)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from oss_ext import costs, grids, solvers
 from oss_ext.auto import Auto, moved_budgets
+from oss_ext.checkpoint import Checkpoint
 from oss_ext.costs import Cost
 from oss_ext.drive import drive
 from oss_ext.evaluate import pick_batch_size
@@ -55,6 +58,7 @@ def dp_search(
     store: str = "auto",
     process_group: Any = None,
     timeout: float = TIMEOUT,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool | ProgressCallback = False,
     metadata: Mapping[str, Any] | None = None,
 ) -> SearchResult:
@@ -106,6 +110,11 @@ def dp_search(
         model's outputs do not depend on the rest of a batch (batch_size=1 makes sure). A stage's costs go round,
         candidates^2 numbers a sample. `result.endpoints` and `teacher` are of a rank's own samples, all else is of
         all. An error on one rank ends the others with a `RuntimeError` that tells it. Not with `refine`.
+    checkpoint: a folder for the model's outputs, new or of this very search, which then goes on where it was stopped
+        and ends with the same bits; Ctrl-C saves what was not yet saved. Written after every stage, and every half
+        minute between. It takes B * evaluations a sample * D numbers, and stays: the same call again evaluates nothing
+        but a first output, by which another model is told. Ranks have a folder each in it. `refine` begins anew. Not
+        with `costs.Perceptual`.
     timeout: seconds that a rank waits for the slowest one; a rank that died is noticed at once.
     progress: True for a bar with evaluations and time left (with a group: rank 0's), or a callback (evaluations made,
         in all).
@@ -127,6 +136,8 @@ def dp_search(
         progress = check_progress(progress)
         rows = pick_batch_size(batch_size, noise.shape[1:].numel())
         _check_metadata(metadata)
+        if checkpoint is not None and type(cost) is costs.Perceptual:
+            raise ValueError(f"checkpoint: got one with cost {cost.name!r}, which watches the model, wanted None")
         _check_refine(refine, noise, share, nodes, weight, calibration, cost)
         if refine is not None and process_group is not None:
             raise ValueError(f"process_group: got one with refine {refine!r}, wanted None")
@@ -195,9 +206,22 @@ def dp_search(
         samples, counting = ranks.count(len(noise)), partial(core_on, cost=costs.for_counting(cost))
         total = _count(counting, samples, steps, solver) * len(noise) // samples if progress else 0
         watching = cost.watching(model) if isinstance(cost, Cost) else nullcontext(model)
-        with Counter(total, progress, "search") as counter, watching as asked:
+        kept: Checkpoint | None = None
+        with ExitStack() as open_now:
+            counter = open_now.enter_context(Counter(total, progress, "search"))
+            asked = open_now.enter_context(watching)
+            if checkpoint is not None:
+                own = {"noise": noise, "cond": given, "rank": [ranks.rank, samples]}
+                kept = open_now.enter_context(_open(checkpoint, {**told(), **fact(own)}, noise.dtype, ranks))
             found = drive(
-                core, asked, cond=given, dtype=noise.dtype, batch_size=rows, counter=counter, device=noise.device
+                core,
+                asked,
+                cond=given,
+                dtype=noise.dtype,
+                batch_size=rows,
+                counter=counter,
+                device=noise.device,
+                checkpoint=kept,
             )
             counter.finish()
     give_back(found.store)
@@ -222,6 +246,15 @@ def dp_search(
         progress=progress,
     )
     return result.refined(refined.schedule, refined.error, refined.endpoint)
+
+
+def _open(path: str | os.PathLike[str], facts: dict[str, Any], dtype: torch.dtype, ranks: Ranks) -> Checkpoint:
+    """This rank's: a folder of its own within `path` where there are several."""
+    if ranks.alone:
+        return Checkpoint(path, facts, dtype)
+    if Path(path).absolute().parent.is_dir() and not Path(path).is_file():
+        Path(path).mkdir(exist_ok=True)
+    return Checkpoint(Path(path) / f"rank_{ranks.rank:03d}", facts, dtype)
 
 
 def _count(

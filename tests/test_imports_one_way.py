@@ -28,6 +28,7 @@ GROUPS = [
     {"sums"},
     {"fitting", "objective"},
     {"schedule", "single_step", "teacher", "plan", "proposals", "store"},
+    {"checkpoint"},
     {"median", "stages", "walks", "drive", "calibration", "zoo", "published", "export"},
     {"distil", "mover"},
     {"auto"},
