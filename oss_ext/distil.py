@@ -68,7 +68,7 @@ def distil(
     judge = None
     if cost is not None:
         felt = weight if cost.weighted else None
-        judge = Judge(cost, noise.shape[1:], times, nodes, samples, joint=joint, weight=felt)
+        judge = Judge(cost, noise.shape[1:], times, nodes, samples, joint=joint, weight=felt, ranks=ranks)
     stages = yield from run_stages(
         starts,
         times,

@@ -133,8 +133,6 @@ def dp_core(
     judged_by = costs.check(cost)
     if judged_by is not None:
         _check_cost(judged_by, scheme, beam, weight, calibration)
-        if not ranks.alone:
-            raise ValueError(f"cost: got {judged_by.name!r} with a process group, wanted 'x_t'")
     device, noise = noise.device, noise.to(state_dtype(noise.dtype))
     tried = [*scheme.searched, *scheme.free] if isinstance(scheme, Auto) else [scheme]
     history = max(solvers.get(each).history for each in tried)

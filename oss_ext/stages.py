@@ -79,7 +79,7 @@ def run_stages(
     nodes: int64 [M], what the asks call the nodes; None: 0..M - 1. weight: [D], of the numbers of a state in the costs.
     calibrator: of all states before they are evaluated; node 0 is then evaluated again. judge: of the steps, by another
     cost than the distance to the teacher's states; of the last stage's it judges those into the clean node alone.
-    ranks: who has the other samples, without a judge.
+    ranks: who has the other samples.
     """
     last = len(t) - 1
     nodes = torch.arange(last + 1) if nodes is None else nodes

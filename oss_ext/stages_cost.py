@@ -18,6 +18,7 @@ from oss_ext import kernels
 from oss_ext.costs import Cost
 from oss_ext.objective import squared_error
 from oss_ext.proposals import Proposal
+from oss_ext.ranks import ALONE, Ranks
 from oss_ext.stages_table import check_reached, neighbours
 from oss_ext.teacher import Ask
 from oss_ext.transfer import empty
@@ -38,7 +39,8 @@ class Choice(NamedTuple):
 
 class Judge:
     """shape: of a sample. t: float64 [M]. nodes: int64 [M], what the asks call them. samples: which rows of the
-    search's noise these are. joint: they share one choice. weight: [D], as for the distance, for costs that take it."""
+    search's noise these are. joint: they share one choice. weight: [D], as for the distance, for costs that take it.
+    ranks: who has the other samples."""
 
     def __init__(
         self,
@@ -50,9 +52,10 @@ class Judge:
         *,
         joint: bool,
         weight: Tensor | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._cost, self._shape, self._t, self._nodes = cost, shape, t, nodes
-        self._samples, self._joint, self._weight = samples, joint, weight
+        self._samples, self._joint, self._weight, self._ranks = samples, joint, weight, ranks
         self._last = len(t) - 1
         self._known: list[Tensor] = []
 
@@ -61,7 +64,7 @@ class Judge:
         at = torch.arange(1, self._last + 1 if self._cost.clean else self._last)
         output = yield from self._evaluated(states, at, slice(0, len(states)))
         self._known = [states.new_empty(0)]  # none lead to node 0
-        if len(at):
+        if len(at) and len(states):
             self._known += self._features(states, output, at).unbind(1)
 
     def choose(
@@ -69,8 +72,8 @@ class Judge:
     ) -> Generator[Ask, Tensor, Choice]:
         """The best steps into the nodes from number `first` on; others may be left out.
 
-        basis: [b, M, D] each, of the samples `part` of those that the judge is for. Among equal costs the noisiest
-        source wins, as ever. Raises ValueError where no step into a node has a finite distance.
+        basis: [b, M, D] each, of the samples `part` of those that the judge is for. offer: joint: of all ranks'. Among
+        equal costs the noisiest source wins, as ever. Raises ValueError where no step into one has a finite distance.
         """
         distance, order = self._ranked(offer.cost)
         there = distance.isfinite()
@@ -139,10 +142,11 @@ class Judge:
         return found.detach().reshape(batch, len(at), -1)
 
     def _judged(self, states: Tensor, output: Tensor | None, at: Tensor, part: slice) -> Tensor:
-        """float64 [1 or b, M] on the CPU: mean squared distances of features to the teacher's, inf but at `at`."""
+        """float64 [1 or b, M] on the CPU: mean squared distances of features to the teacher's, inf but at `at`.
+        joint: their sum over the samples of all ranks."""
         cost = torch.full((len(states), self._last + 1), torch.inf, dtype=torch.float64)
-        if len(at):
+        if len(at) and len(states):
             features = self._features(states, output, at)
             for n, node in enumerate(at.tolist()):
                 cost[:, node] = squared_error(features[:, n], self._known[node][part], self._weight)
-        return cost.sum(0, keepdim=True) if self._joint else cost
+        return self._ranks.gather(cost).sum(0, keepdim=True) if self._joint else cost

@@ -14,6 +14,7 @@ from helpers.processes import together
 from torch import Tensor
 
 from oss_ext import Auto, FlowModel, dp_search
+from oss_ext.costs import Feature
 from oss_ext.ranks import ALONE, Group
 
 AUTO = Auto(searched=("euler", "fitted"), grids=("flow",), stock=("euler",), moves=24, objective="psnr")
@@ -27,6 +28,9 @@ CASES = {
     "scales": {"calibration": "scale", "solver": "dpmpp_2m"},
     "gains of each": {"calibration": "gain", "share": "per_sample", "solver": "unipc"},
     "auto": {"solver": AUTO},
+    "x0": {"cost": "x0", "solver": "ab2"},
+    "x0 of each": {"cost": "x0", "share": "per_sample"},
+    "features": {"cost": Feature(torch.sin, sources=3)},
 }
 SHARDS = [([3, 1, 0], 5), ([0, 2, 2], 70)]
 """The samples of every rank, and their length: short rows, which all ranks gather, and long ones."""
