@@ -88,7 +88,9 @@ class Student:
 
         for begin in range(0, len(starts), self.batch):
             part = slice(begin, begin + self.batch)
-            (loss,) = self._made(measure, [starts[part], targets[part], *placed, *(v[part] for v in cond.values())])
+            (loss,) = self._made(
+                "judge", measure, [starts[part], targets[part], *placed, *(v[part] for v in cond.values())]
+            )
             parts.append(loss.clone())
             self.counter.add(len(numbers.rows) * len(loss))
         return torch.cat(parts)
@@ -115,7 +117,7 @@ class Student:
         for begin in range(0, len(starts), self.rows):
             part = slice(begin, begin + self.rows)
             given = [starts[part], targets[part], *placed, *(value[part] for value in cond.values())]
-            loss, *grads = self._made(differentiate, given)
+            loss, *grads = self._made(f"slopes {by_starts}", differentiate, given)
             losses.append(loss.clone())
             if by_starts:
                 slopes.append(grads.pop(0) / len(starts))
@@ -125,11 +127,11 @@ class Student:
         torch.autograd.backward([one for one, _ in moved], [slope.to(one) for one, slope in moved])
         return torch.cat(losses), torch.cat(slopes) if by_starts else None
 
-    def _made(self, run: Callable[[list[Tensor]], list[Tensor]], given: list[Tensor]) -> list[Tensor]:
+    def _made(self, name: str, run: Callable[[list[Tensor]], list[Tensor]], given: list[Tensor]) -> list[Tensor]:
         """run(given), or its replay; what comes back holds until the next call."""
         if not self.graph or given[0].device.type != "cuda":
             return run(given)
-        key = (run.__name__, *(one.shape for one in given))
+        key = (name, *(one.shape for one in given))
         if key not in self._replays:
             self._replays[key] = _Replay(run, given)
         return self._replays[key](given)

@@ -53,8 +53,9 @@ class Training:
     """How learned numbers are trained: by Adam with a cosine decay, for all alike and not the papers' own. The iterate
     that is best on noises that it did not learn from is kept, the first among them.
 
-    iterations: each on `minibatch` noises. rate: of all parameters, at first; None: the method's own, the best of those
-        tried for a few hundred iterations. seed: of the order of the noises.
+    iterations: each on `minibatch` noises, split where they are more than the method's batch_size / steps (a larger
+        batch_size takes more memory and fewer launches). seed: of the order of the noises.
+    rate: of all parameters, at first; None: the method's own, the best of those tried for a few hundred iterations.
     graph: on a GPU, captures an iteration's run and gradients as a CUDA graph and replays it; small networks, whose
         kernels are shorter than their launches, train several times faster. Only for models without a wait for the
         device and without Python that depends on values; others fail when it is captured.
