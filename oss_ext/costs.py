@@ -24,8 +24,8 @@ from oss_ext.validate import choice, whole_number
 
 NAMES = ("x_t", "x0")
 SOURCES = 4
-"""How many candidates into each node a cost judges unless told otherwise, those nearest to the teacher's state. On the
-bundled model 3 find what all of them do (benchmarks/bench_costs.py)."""
+"""How many candidates into each node a cost judges unless told otherwise, those nearest to the teacher's state.
+benchmarks/bench_costs.py measures what fewer and more find on the bundled model."""
 
 
 class Cost(ABC):
