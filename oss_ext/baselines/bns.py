@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from oss_ext import grids, solvers
-from oss_ext.baselines.ends import GRIDS, grid_names
+from oss_ext.baselines.ends import grid_names
 from oss_ext.baselines.found import Found, deployed_with
 from oss_ext.baselines.training import DEFAULT, Gaps, Lesson, Task, Training, learn
 from oss_ext.models import Denoiser
@@ -38,7 +38,7 @@ def bns(
     *,
     start: Schedule | None = None,
     solver: str | solvers.Solver = "euler",
-    start_grid: str | Sequence[str] = GRIDS,
+    start_grid: str | Sequence[str] | None = None,
     training: Training = DEFAULT,
     teacher_steps: int = DEFAULT_STEPS,
     teacher_solver: str | solvers.Solver = DEFAULT_SOLVER,
@@ -52,7 +52,8 @@ def bns(
     noise: [B, ...], B >= 2; the last quarter judges. cond, batch_size, progress, teacher_steps, teacher_solver, grid:
         as for `dp_search`; the grid is the teacher's alone.
     start: the schedule to begin with, of `steps` steps, of any solver and told no times of its own; None: that of
-        `solver` along `start_grid`; of several grids, along the one that is best on the judging noises.
+        `solver` along `start_grid`; of several grids, along the one that is best on the judging noises
+        (None: `ends.starts_of`).
     training: its rate is 0.01 unless said.
 
     details: "loss" and "first_loss" (on the judging noises), "iterations", "backpropagations" (samples that were
@@ -65,7 +66,7 @@ def bns(
     task = Task.check(model, noise, cond, fine, teacher_solver, training, RATE, batch_size, progress)
     known = deployed_with(solver)
     if start is None:
-        names = grid_names("start_grid", start_grid)
+        names = grid_names("start_grid", start_grid, model)
         starts = {
             f"{known.name} along {name}": Schedule.from_grid(grids.for_model(name, steps, model), known, model)
             for name in names

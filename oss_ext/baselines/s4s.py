@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from oss_ext import grids, solvers
-from oss_ext.baselines.ends import GRIDS, grid_names, path_of
+from oss_ext.baselines.ends import grid_names, path_of
 from oss_ext.baselines.found import Found, deployed_with
 from oss_ext.baselines.ld3 import RADIUS, SHIFT
 from oss_ext.baselines.student import Loss, at_the_end, check_loss
@@ -42,7 +42,7 @@ def s4s(
     steps: int = 10,
     *,
     alternations: int = 4,
-    nodes: str | Tensor | Sequence[str] = GRIDS,
+    nodes: str | Tensor | Sequence[str] | None = None,
     solver: str | solvers.Solver = "unip_3",
     order: int = 3,
     told: bool = True,
@@ -62,7 +62,7 @@ def s4s(
         as for `dp_search`; the grid is the teacher's alone.
     alternations: how often weights and then times have their turn; 0: S4S, weights alone, else S4S-Alt.
     nodes: the times at first: flow times [steps + 1] or a name; of several names, the one that is best on the judging
-        noises before training.
+        noises before training. None: `ends.starts_of`.
     solver: whose weights are learned on: a formula that steps along a mean of x0 predictions, "unip_2", "unip_3",
         "dpmpp_2m", "dpmpp_3m", or "euler".
     order: how many predictions have weights, 1 to 5, at least as many as the solver uses.
@@ -86,7 +86,9 @@ def s4s(
     if not isinstance(told, bool):
         raise TypeError(f"told: got {type(told).__name__}, wanted True or False")
     ball = RADIUS * task.noise[0].numel() / steps**2 if radius is None else real_number("radius", radius, least=0)
-    paths = {"custom": nodes} if isinstance(nodes, Tensor) else {name: name for name in grid_names("nodes", nodes)}
+    paths = (
+        {"custom": nodes} if isinstance(nodes, Tensor) else {name: name for name in grid_names("nodes", nodes, model)}
+    )
 
     def lesson(name: str, t: Tensor) -> Lesson:
         gaps, weights = Gaps(t, model.t_min), start_weights(known, t, order)
