@@ -318,7 +318,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--teacher-steps", type=int, default=200)
-    parser.add_argument("--batch-size", type=int, help="network inputs a batch; default that of dp_search")
+    parser.add_argument(
+        "--batch-size", type=lambda text: int(text) if text.isdecimal() else text, help="as for dp_search, fastest too"
+    )
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="also torch.compile the network in bfloat16")
     parser.add_argument("--tiny", action="store_true", help="to try the script")

@@ -21,7 +21,6 @@ from oss_ext.cli_common import (
     stderr,
 )
 from oss_ext.cli_options import (
-    BatchSize,
     Beam,
     Candidates,
     Device,
@@ -74,7 +73,9 @@ def search(
     seed: Annotated[
         int | None, typer.Option(help="Seed of the noise; default the model's own noise(), else 0.")
     ] = None,
-    batch_size: BatchSize = None,
+    batch_size: Annotated[
+        str | None, typer.Option(help="Network inputs a batch; fastest: found on the search's own batches.")
+    ] = None,
     timeout: Annotated[
         float, typer.Option(help="Under torchrun: seconds that a process waits for the slowest one.")
     ] = TIMEOUT,
@@ -126,7 +127,7 @@ def search(
                     calibration=calibration,
                     cost=cost if cost_sources is None else X0(cost_sources),
                     cond=own_cond,
-                    batch_size=batch_size,
+                    batch_size=_batch_size(batch_size),
                     process_group=us.group,
                     timeout=timeout,
                     checkpoint=checkpoint,
@@ -181,6 +182,12 @@ def search(
             "seconds": seconds,
         }
     )
+
+
+def _batch_size(text: str | None) -> int | str | None:
+    if text is None or not text.lstrip("-").isdecimal():
+        return text
+    return int(text)
 
 
 def _write(result: SearchResult, place: Path, one_file: bool) -> list[str]:

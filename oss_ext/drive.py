@@ -11,6 +11,7 @@ from torch import Tensor
 from oss_ext.checkpoint import Checkpoint, Tick
 from oss_ext.evaluate import evaluate
 from oss_ext.models import Denoiser
+from oss_ext.pace import Pace
 from oss_ext.progress import Counter
 from oss_ext.teacher import Ask
 
@@ -34,7 +35,7 @@ def drive(
     *,
     cond: Mapping[str, Tensor],
     dtype: torch.dtype,
-    batch_size: int,
+    batch_size: int | Pace,
     counter: Counter,
     device: torch.device | None = None,
     checkpoint: Checkpoint | None = None,

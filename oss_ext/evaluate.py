@@ -8,13 +8,22 @@ import torch
 from torch import Tensor
 
 from oss_ext.models import Denoiser
+from oss_ext.pace import Pace
 from oss_ext.transfer import Copies, empty, rectangles
-from oss_ext.validate import whole_number
+from oss_ext.validate import choice, whole_number
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     """What states are kept in beside noise of `dtype`: float32 for half types, else `dtype`."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def pick_pace(batch_size: int | str | None, dim: int) -> int | Pace:
+    """`pick_batch_size`, and "fastest"."""
+    if isinstance(batch_size, str):
+        choice("batch_size", batch_size, ("fastest",))
+        return Pace()
+    return pick_batch_size(batch_size, dim)
 
 
 def pick_batch_size(batch_size: int | None, dim: int) -> int:
@@ -31,7 +40,7 @@ def evaluate(
     *,
     cond: Mapping[str, Tensor],
     dtype: torch.dtype,
-    batch_size: int,
+    batch_size: int | Pace,
     labels: Sequence[int] | None,
     tick: Callable[[int], None],
     first_sample: int = 0,
@@ -41,7 +50,8 @@ def evaluate(
     """Velocities [B, m, ...], in the dtype of `states` and where those are.
 
     states: [B, m, ...], any strides. t: float64 [m], flow times > 0. cond: tensors [B, ...].
-    dtype: what the network is fed. labels: [m], the node numbers that errors name, None where there are none.
+    Batches go through the samples node by node; where the model has a true attribute `one_time`, a batch has one flow
+    time. dtype: what the network is fed. labels: [m], the node numbers that errors name, None where there are none.
     device: where the network is; None: where the states are, else they go there a batch at a time.
     first_sample: the number of the first sample, for errors. tick: told the evaluations made, after every batch.
     out: what to write them to and to return, [B, m, ...], any strides; None: a new tensor.
@@ -53,34 +63,54 @@ def evaluate(
     total = batch * nodes
     device = states.device if device is None else device
     out = empty(states.shape, like=states) if out is None else out
+    # Batches are read from a table row by row: a row is a sample, or a node where a batch must have one time.
+    one_time = bool(getattr(model, "one_time", False))
+    table, into = (states.transpose(0, 1), out.transpose(0, 1)) if one_time else (states, out)
+    width = table.shape[1]
     copies = Copies()
     finite = torch.empty(total, dtype=torch.bool, device=device)
-    for begin in range(0, total, batch_size):
-        pair = torch.arange(begin, min(begin + batch_size, total))
-        sample, node = pair // nodes, pair % nodes
-        parts = list(rectangles(begin, begin + len(pair), nodes))
-        x = torch.empty(len(pair), *states.shape[2:], dtype=states.dtype, device=device)
-        for pairs, rows, columns in parts:
-            source = states[rows, columns]
-            copies.copy(x[pairs].view(source.shape), source)
-        x = x.to(dtype)
-        on_device = sample.to(device)
-        velocity = model.velocity(x, t[node], {key: value[on_device] for key, value in cond.items()})
+    pace = batch_size if isinstance(batch_size, Pace) else None
+    begin = 0
+    while begin < total:
+        size = pace.size if pace is not None else batch_size
+        assert isinstance(size, int)
+        end = min(begin + size, total)
+        if one_time:
+            end = min(end, (begin // width + 1) * width)
+        pair = torch.arange(begin, end)
+        row, column = pair // width, pair % width
+        sample, node = (column, row) if one_time else (row, column)
+        parts = list(rectangles(begin, end, width))
+        if pace is not None:
+            pace.begin(device)
+        try:
+            x = torch.empty(len(pair), *states.shape[2:], dtype=states.dtype, device=device)
+            for pairs, rows, columns in parts:
+                source = table[rows, columns]
+                copies.copy(x[pairs].view(source.shape), source)
+            x = x.to(dtype)
+            on_device = sample.to(device)
+            velocity = model.velocity(x, t[node], {key: value[on_device] for key, value in cond.items()})
+        except torch.OutOfMemoryError:
+            if pace is None or not pace.shrink(len(pair)):
+                raise
+            continue
         _check_output(velocity, x)
-        finite[begin : begin + len(pair)] = _finite_rows(velocity)
+        finite[begin:end] = _finite_rows(velocity)
         for pairs, rows, columns in parts:
-            to = out[rows, columns]
+            to = into[rows, columns]
             copies.copy(to, velocity[pairs].reshape(to.shape))
+        if pace is not None:
+            pace.end(len(pair), device)
         tick(len(pair))
+        begin = end
     copies.wait()
     if not bool(finite.all()):
         first = int((~finite).nonzero()[0])
-        at = first % nodes
+        at, which = (first // width, first % width) if one_time else (first % width, first // width)
         time = f"flow time {float(t[at]):.9g}"
         where = time if labels is None else f"node {labels[at]} ({time})"
-        raise ValueError(
-            f"model: returned NaN or inf at {where}, sample {first_sample + first // nodes}; wanted finite numbers"
-        )
+        raise ValueError(f"model: returned NaN or inf at {where}, sample {first_sample + which}; wanted finite numbers")
     return out
 
 

@@ -28,6 +28,9 @@ class Denoiser(Protocol):
     t_max, t_min: the noisiest and the cleanest flow time that the network knows; t_min = 0 means "any t > 0".
     flow_table: float64 [T], ascending: the flow time of each discrete timestep 0..T-1; None without such a table.
     parameterization: what the network predicts: "flow", "edm", "epsilon", "v_param", "x0", or a name of your own.
+
+    A network that takes one noise level for its whole batch: set the model's attribute `one_time` to True; all entries
+    of t are then equal, in a search too, whose batches otherwise mix them.
     """
 
     t_max: float

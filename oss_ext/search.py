@@ -19,9 +19,10 @@ from oss_ext.auto import Auto, moved_budgets
 from oss_ext.checkpoint import Checkpoint
 from oss_ext.costs import Cost
 from oss_ext.drive import drive
-from oss_ext.evaluate import pick_batch_size
+from oss_ext.evaluate import pick_pace
 from oss_ext.facts import fact
 from oss_ext.models import Denoiser
+from oss_ext.pace import Pace
 from oss_ext.progress import Counter, ProgressCallback, check_progress
 from oss_ext.provenance import Provenance
 from oss_ext.ranks import ALONE, TIMEOUT, Meeting, Ranks
@@ -54,7 +55,7 @@ def dp_search(
     calibration: str | None = None,
     cost: str | Cost = "x_t",
     cond: Mapping[str, Tensor] | None = None,
-    batch_size: int | None = None,
+    batch_size: int | str | None = None,
     store: str = "auto",
     process_group: Any = None,
     timeout: float = TIMEOUT,
@@ -100,7 +101,9 @@ def dp_search(
         still, and `result.costs` are distances of the clean states as ever. Not with solver "auto", a beam or
         `calibration`; features and activations not with `weight` or `refine`.
     cond: tensors [B, ...], handed to the network by name.
-    batch_size: network inputs a batch; None: 2^20 numbers, at most 256 inputs.
+    batch_size: network inputs a batch; None: 2^20 numbers, at most 256 inputs. "fastest": what is fastest here and
+        fits into memory, found on the search's own batches; a network whose bits depend on the batch may then not
+        repeat them. A model whose attribute `one_time` is true gets one flow time a batch.
     store: where the states are kept: "device": beside the noise; "host": in host memory, pinned beside a GPU where half
         of what is available holds them, from where batches go to the network, and the CPU's kernels do the rest;
         "auto": "host" where they would take more than 0.8 of the device's free memory. `result.store` says where.
@@ -134,7 +137,7 @@ def dp_search(
         choice("nodes", nodes, grids.NODES)
         t = grids.on_nodes(grids.of_teacher(grid, teacher_steps, model), model, nodes)
         progress = check_progress(progress)
-        rows = pick_batch_size(batch_size, noise.shape[1:].numel())
+        rows = pick_pace(batch_size, noise.shape[1:].numel())
         _check_metadata(metadata)
         if checkpoint is not None and type(cost) is costs.Perceptual:
             raise ValueError(f"checkpoint: got one with cost {cost.name!r}, which watches the model, wanted None")
@@ -241,7 +244,7 @@ def dp_search(
         teacher_solver=teacher_solver,
         teacher=None if judged else result.teacher,
         solver=None if judged or isinstance(solver, Auto) else solver,
-        batch_size=batch_size,
+        batch_size=rows.size if isinstance(rows, Pace) else rows,
         store=store,
         progress=progress,
     )

@@ -22,6 +22,7 @@ GROUPS = [
         "beta_quantile",
         "transfer",
         "facts",
+        "pace",
         "ranks",
     },
     {"kernels", "grids", "solvers", "evaluate", "schedule_file", "sigma_text", "costs"},
