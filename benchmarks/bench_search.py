@@ -14,6 +14,8 @@ Parts:
   search, whole, and its default one, which evaluates one input at a time, for one sample and --peer-stages of its 10
   stages (the time of all is reckoned from evaluations, and says so). Against our defaults, in the precision in which it
   runs (tf32 on a GPU) and in bfloat16; with --all-nodes also against our search of all nodes of its Euler teacher.
+- quality: what the two find on the bundled model with as many noises: PSNR to 200 Euler steps on 64 other noises (of
+  the mean error, data range 2), of its batched search (the median of its samples' schedules) and of ours.
 - growth: time and peak memory over N, B, D and K, each alone, on a model that costs next to nothing; the slope of the
   upper half in a log-log figure.
 
@@ -38,9 +40,9 @@ import torch
 from dit import DiT, Guided
 from torch import Tensor
 
-from oss_ext import FlowModel, dp_search, zoo
+from oss_ext import FlowModel, Schedule, dp_search, grids, zoo
 
-PARTS = ("outside", "peer", "growth")
+PARTS = ("outside", "peer", "quality", "growth")
 PUBLISHED = {"teacher_solver": "euler", "candidates": 10**6}
 """As the paper searches: every node of an Euler teacher."""
 
@@ -160,22 +162,29 @@ def outside(options: argparse.Namespace, device: torch.device) -> list[dict[str,
 class Theirs:
     """A network as the published code calls it: times are indices of an ascending list, 0 the clean end."""
 
-    def __init__(self, network: Guided, steps: int, device: torch.device) -> None:
+    def __init__(self, network: Guided | None, steps: int, device: torch.device) -> None:
         self.network = network
         self.fm_steps = torch.linspace(0, 1, steps + 1, device=device)
         self.evaluations = 0
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor, kwargs: dict[str, Any]) -> Tensor:
         self.evaluations += len(x)
+        assert self.network is not None
         return self.network(x, self.fm_steps[t], y)
 
 
-def peer(options: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+def published_code(options: argparse.Namespace) -> Any:
     if options.peer is None:
-        raise SystemExit("part peer: wanted --peer, a checkout of bebebe666/OptimalSteps")
-    sys.path.insert(0, str(options.peer))
-    theirs = importlib.import_module("OSS.OSS")
+        raise SystemExit("parts peer and quality: wanted --peer, a checkout of bebebe666/OptimalSteps")
+    if str(options.peer) not in sys.path:
+        sys.path.insert(0, str(options.peer))
+    module = importlib.import_module("OSS.OSS")
     logging.getLogger().setLevel(logging.WARNING)
+    return module
+
+
+def peer(options: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    theirs = published_code(options)
     noise, cond = inputs(options, device)
     nets = networks(options, device)
     base = next(iter(nets))
@@ -213,6 +222,46 @@ def peer(options: argparse.Namespace, device: torch.device) -> list[dict[str, An
             told = f"{row['against_batched']:6.1f} x its batched, {row['against_default']:6.1f} x its default search"
             print(f"{'':44s} {told}")
             rows.append(row)
+    return rows
+
+
+def quality(options: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    theirs, model = published_code(options), zoo.load("photo32", guidance_scale=1.0, device=device)
+    noise, cond = model.noise(options.samples, split="search", device=device)
+    held, its = model.noise(8 if options.tiny else 64, split="heldout", device=device)
+    fine = Schedule.from_grid(grids.make("flow", options.teacher_steps)).sample(model, held, its)
+    rows = []
+
+    def row(name: str, seconds: float, evaluations: int, end: Tensor) -> None:
+        psnr = 10 * math.log10(4 / float((end - fine).double().square().mean()))
+        rows.append({"search": name, "seconds": seconds, "evaluations": evaluations, "psnr": psnr})
+        print(f"{name:44s} {seconds:8.2f} s, {evaluations} evaluations, {psnr:.2f} dB", flush=True)
+
+    class Wrapped(Theirs):
+        def __call__(self, x: Tensor, t: Tensor, y: Tensor, kwargs: dict[str, Any]) -> Tensor:
+            self.evaluations += len(x)
+            return model.velocity(x, self.fm_steps[t].double(), {next(iter(cond)): y})
+
+    (label,) = cond.values()
+    wrapped = Wrapped(None, options.teacher_steps, device)
+    more = {"teacher_steps": options.teacher_steps, "student_steps": options.steps}
+    seconds, nodes = timed(
+        lambda: theirs.search_OSS_batch(wrapped, noise, options.samples, label, device, **more), device
+    )
+    made = wrapped.evaluations
+    (held_label,) = its.values()
+    row(
+        "published, batched, median",
+        seconds,
+        made,
+        theirs.infer_OSS(theirs.cal_medium(nodes), wrapped, held, held_label, device),
+    )
+    for name in ("euler", "fitted"):
+        seconds, result = timed(
+            lambda chosen=chosen: dp_search(model, noise, options.steps, cond=cond, **chosen), device
+        )
+        made = round(result.nfe["total"] * options.samples)
+        row(f"ours, defaults, {name}", seconds, made, result.schedule.sample(model, held, its))
     return rows
 
 
@@ -309,7 +358,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", action="append", choices=PARTS, help="default: all (peer where --peer is given)")
+    parser.add_argument("--part", action="append", choices=PARTS, help="default: all that need no --peer, or all")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--peer", type=Path)
     parser.add_argument("--peer-stages", type=int, default=1)
@@ -333,10 +382,10 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = True
     path = (options.out or measure.RESULTS) / "search.json"
     result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    parts = options.part or [part for part in PARTS if part != "peer" or options.peer is not None]
+    parts = options.part or [part for part in PARTS if part not in ("peer", "quality") or options.peer]
     for part in [] if options.draw else parts:
         start = time.perf_counter()
-        found = {"outside": outside, "peer": peer, "growth": growth}[part](options, device)
+        found = {"outside": outside, "peer": peer, "quality": quality, "growth": growth}[part](options, device)
         told = {key: value for key, value in vars(options).items() if key not in ("peer", "out", "part", "draw")}
         seconds = time.perf_counter() - start
         result[part] = {"environment": measure.environment(device), "options": told, "seconds": seconds, "found": found}
