@@ -32,6 +32,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -250,16 +251,10 @@ def quality(options: argparse.Namespace, device: torch.device) -> list[dict[str,
     )
     made = wrapped.evaluations
     (held_label,) = its.values()
-    row(
-        "published, batched, median",
-        seconds,
-        made,
-        theirs.infer_OSS(theirs.cal_medium(nodes), wrapped, held, held_label, device),
-    )
+    end = theirs.infer_OSS(theirs.cal_medium(nodes), wrapped, held, held_label, device)
+    row("published, batched, median", seconds, made, end)
     for name in ("euler", "fitted"):
-        seconds, result = timed(
-            lambda chosen=chosen: dp_search(model, noise, options.steps, cond=cond, **chosen), device
-        )
+        seconds, result = timed(partial(dp_search, model, noise, options.steps, solver=name, cond=cond), device)
         made = round(result.nfe["total"] * options.samples)
         row(f"ours, defaults, {name}", seconds, made, result.schedule.sample(model, held, its))
     return rows
