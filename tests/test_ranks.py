@@ -203,22 +203,27 @@ def test_refine_is_refused(tmp_path):
     assert together(1, tmp_path / "ranks", refused) == ["process_group: got one with refine 'nodes', wanted None"]
 
 
+ON_GPUS = {
+    "fitted": {"solver": "fitted", "teacher_steps": 16},
+    "euler, all of many nodes": {"teacher_steps": 200, "candidates": 200, "teacher_solver": "euler"},
+}
+
+
 @pytest.mark.gpu
-def test_nccl(cuda_device, tmp_path):
+@pytest.mark.parametrize("name", ON_GPUS)
+def test_nccl(name, cuda_device, tmp_path):
     """One GPU a rank, as many as there are: torch refuses two ranks on one."""
     size = min(torch.cuda.device_count(), 4)
-    every = together(size, tmp_path / "ranks", search_on_gpus, backend="nccl")
+    every = together(size, tmp_path / "ranks", search_on_gpus, name, backend="nccl")
     assert None not in every
-    one = dp_search(model(), noise_of(5, 300).to(cuda_device), 4, teacher_steps=16, solver="fitted")
+    one = dp_search(model(), noise_of(5, 300).to(cuda_device), 4, **ON_GPUS[name])
     assert all(repr(each) == repr(found(one)) for each in every)
 
 
-def search_on_gpus(rank: int) -> list:
+def search_on_gpus(rank: int, name: str) -> list:
     torch.cuda.set_device(rank)
     mine = noise_of(5, 300).to("cuda").tensor_split(dist.get_world_size())[rank]
-    return found(
-        dp_search(model(), mine, 4, teacher_steps=16, solver="fitted", process_group=dist.group.WORLD, timeout=60)
-    )
+    return found(dp_search(model(), mine, 4, process_group=dist.group.WORLD, timeout=60, **ON_GPUS[name]))
 
 
 @pytest.mark.slow
