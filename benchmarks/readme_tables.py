@@ -229,6 +229,25 @@ def kernels(result: Result) -> str:
     )
 
 
+def pipelines(result: Result) -> str:
+    lines = []
+    for row in sorted(result["rows"], key=lambda row: -row["samples"]):
+        mine, own = row["search"][-1], row["plain_loop"][-1]
+        numbers = [f"{mine['seconds']:.1f}", f"{mine['model_calls']}", f"{mine['outside_percent']:.1f} %"]
+        numbers += [f"{own['outside_percent']:.1f} %", f"{mine['peak_bytes'] / 2**30:.1f}"]
+        lines.append([row["name"], *numbers, row["commit"]])
+    head = ["", "search, s", "network calls", "outside the network", "the pipeline's own loop", "peak GiB", "commit"]
+    first = result["rows"][0]
+    about = (
+        f"A whole search through a diffusers pipeline ({first['steps']} steps, a teacher of {first['teacher_steps']}; "
+        "real sizes, random weights, bfloat16) on the device's time line, and how much of the pipeline's own loop is "
+        "outside of the network too. Few samples leave DiT-XL/2 waiting for its kernels to be launched, and each "
+        f"step's work outside counts in full. (`benchmarks/results/pipelines.json`: {result['gpu']}, torch "
+        f"{result['torch']}, diffusers {result['diffusers']}.)"
+    )
+    return paragraph(about) + "\n\n" + table(head, lines)
+
+
 def at_guidance(result: Result, guidance: float) -> Result:
     """The result with the studies' rows at one guidance scale only."""
     studies = {name: [row for row in rows if row["guidance"] == guidance] for name, rows in result["studies"].items()}
@@ -243,7 +262,8 @@ def block(folder: Path = RESULTS) -> str:
         for part in (samples, candidates, defaults, teachers, beams)
         for guidance in distinct(found["studies"][part.__name__], "guidance")
     ]
-    return "\n\n".join([BEGIN, schedules(found), *studies, kernels(load("kernels", folder)), END])
+    measured = [kernels(load("kernels", folder)), pipelines(load("pipelines", folder))]
+    return "\n\n".join([BEGIN, schedules(found), *studies, *measured, END])
 
 
 def main() -> None:
