@@ -1,9 +1,9 @@
 """Schedules for DiT-XL/2 (facebookresearch/DiT), class-conditional, with its classifier-free guidance.
 
-    python examples/search_dit.py --repo DiT --checkpoint DiT-XL-2-256x256.pt --vae sd-vae-ft-mse
+    python examples/search_dit.py --repo DiT --checkpoint DiT-XL-2-256x256.safetensors --vae sd-vae-ft-mse
     python examples/search_dit.py --tiny
 
-The checkpoint is a pickle of tensors; it is loaded with torch.load(weights_only=True). --vae is a folder or a name that
+The checkpoint is the published one as safetensors (README.md beside this file). --vae is a folder or a name that
 diffusers' AutoencoderKL.from_pretrained takes; without it latents are written and no picture.
 """
 
@@ -25,8 +25,7 @@ def load(args) -> nn.Module:
     from models import DiT_models
 
     net = DiT_models[args.model](input_size=args.image_size // 8, num_classes=dit.NULL_LABEL)
-    held = weights(args.checkpoint)
-    net.load_state_dict(held.get("ema", held))
+    net.load_state_dict(weights(args.checkpoint))
     return net
 
 
@@ -40,7 +39,7 @@ def decoder(args) -> Callable[[Tensor], Tensor] | None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    made = parser(__doc__, "facebookresearch/DiT", checkpoint="DiT-XL-2-256x256.pt", samples=16)
+    made = parser(__doc__, "facebookresearch/DiT", checkpoint="DiT-XL-2-256x256.safetensors", samples=16)
     made.add_argument("--model", default="DiT-XL/2")
     made.add_argument("--image-size", type=int, default=256)
     made.add_argument("--cfg-scale", type=float, default=1.5)

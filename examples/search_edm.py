@@ -1,12 +1,14 @@
 """Schedules for a network of NVlabs/edm (ImageNet-64, FFHQ-64, ...).
 
 The repository ships pickles, which run code of their own when they are loaded. Nothing here loads one: name a function
-that returns the network, such as in my_edm.py
+that returns the network, such as in my_edm.py, with the published weights as safetensors (README.md beside this file),
 
-    import pickle
+    from safetensors.torch import load_file
+    from training.networks import EDMPrecond
     def network():
-        with open("edm-imagenet-64x64-cond-adm.pkl", "rb") as file:  # only a file that you trust
-            return pickle.load(file)["ema"]
+        net = EDMPrecond(64, 3, label_dim=1000, model_type="DhariwalUNet")
+        net.load_state_dict(load_file("edm-imagenet-64x64-cond-adm.safetensors"))
+        return net
 
     python examples/search_edm.py --repo edm --network my_edm:network
     python examples/search_edm.py --tiny

@@ -1,10 +1,10 @@
 """Schedules for LSUN-Bedroom-256 (or Cat, Horse) of openai/guided-diffusion.
 
-    python examples/search_lsun.py --repo guided-diffusion --checkpoint lsun_bedroom.pt
+    python examples/search_lsun.py --repo guided-diffusion --checkpoint lsun_bedroom.safetensors
     python examples/search_lsun.py --tiny
 
-The checkpoint is a pickle of tensors; it is loaded with torch.load(weights_only=True). With --solver euler --integer
-the schedule runs in the repository's own DDIM loop: the timesteps that it wants are printed.
+The checkpoint is the published one as safetensors (README.md beside this file). With --solver euler --integer the
+schedule runs in the repository's own DDIM loop: the timesteps that it wants are printed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def load(args) -> nn.Module:
 
 
 def main(argv: list[str] | None = None) -> None:
-    made = parser(__doc__, "openai/guided-diffusion", checkpoint="lsun_bedroom.pt")
+    made = parser(__doc__, "openai/guided-diffusion", checkpoint="lsun_bedroom.safetensors")
     made.add_argument("--fp16", action="store_true", help="the repository's half precision")
     made.add_argument("--integer", action="store_true", help="whole timesteps only")
     args = parse(made, argv, "repo", "checkpoint")

@@ -1,15 +1,14 @@
 """One schedule for every token of MAR (LTH14/mar): searched on tokens of its first call, used for all of them.
 
-    python examples/search_mar.py --repo mar --checkpoint mar_base/checkpoint-last.pth --vae kl16.ckpt
+    python examples/search_mar.py --repo mar --checkpoint mar_base.safetensors --vae kl16.safetensors
     python examples/search_mar.py --tiny
 
-Both files are pickles; they are loaded with torch.load(weights_only=True), which is allowed argparse.Namespace besides:
-the checkpoint holds its training's arguments. The repository's own loop writes .cuda() out: it wants a GPU.
+Both files are the published ones as safetensors (README.md beside this file): of the checkpoint its "model_ema", of the
+VAE its "model". The repository's own loop writes .cuda() out: it wants a GPU.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -31,7 +30,7 @@ def load(args) -> nn.Module:
 
     depth, width = WIDTHS[args.model]
     net = getattr(repository, args.model)(diffloss_d=depth, diffloss_w=width)
-    net.load_state_dict(weights(args.checkpoint, harmless=(argparse.Namespace,))["model_ema"])
+    net.load_state_dict(weights(args.checkpoint))
     return net
 
 
@@ -39,12 +38,12 @@ def decode(args, tokens: Tensor) -> Tensor:
     from models.vae import AutoencoderKL
 
     vae = AutoencoderKL(embed_dim=16, ch_mult=(1, 1, 2, 2, 4))
-    vae.load_state_dict(weights(args.vae)["model"], strict=False)
+    vae.load_state_dict(weights(args.vae), strict=False)
     return ready(vae, args).decode(tokens / 0.2325)
 
 
 def main(argv: list[str] | None = None) -> None:
-    made = parser(__doc__, "LTH14/mar", checkpoint="mar_base/checkpoint-last.pth", samples=256, teacher_steps=200)
+    made = parser(__doc__, "LTH14/mar", checkpoint="mar_base.safetensors", samples=256, teacher_steps=200)
     made.add_argument("--model", choices=WIDTHS, default="mar_base")
     made.add_argument("--cfg", type=float, default=2.9)
     made.add_argument("--num-iter", type=int, help="calls that draw the tokens of an image (64)")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import oss_ext
 from oss_ext.metrics import pooled_psnr, psnr
@@ -68,6 +68,18 @@ def test_tiny(name, run, tmp_path):
     assert (tmp_path / "comparison.png").exists() == (name in ("search_edm", "search_lsun"))
     if name == "search_mar":
         assert load_file(tmp_path / "images.safetensors")["tokens"].shape == (8, 16, 6)
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.pkl", "weights"])
+def test_weights_are_read_from_safetensors_alone(name, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    weights = importlib.import_module("example_common").weights
+    held = {"one": torch.arange(3.0)}
+    save_file(held, tmp_path / "weights.safetensors")
+    assert torch.equal(weights(tmp_path / "weights.safetensors")["one"], held["one"])
+    torch.save(held, tmp_path / name)
+    with pytest.raises(SystemExit, match=re.escape(f"{name}: got a {Path(name).suffix or 'nameless'} file, wanted")):
+        weights(tmp_path / name)
 
 
 def test_experts(run, tmp_path, monkeypatch):
