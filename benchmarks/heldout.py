@@ -31,18 +31,14 @@ class HeldOut(Case):
         self.photo32 = oss_ext.zoo.load("photo32", guidance_scale=guidance, device=device)
         noise, cond = self.photo32.noise(heldout, split="heldout", device=device)
         self.searching: Noises = self.photo32.noise(samples, split="search", device=device)
-        subject = Subject("photo32", self.photo32, noise, self.searching[0], cond, self.searching[1], guidance)
+        searching = self.searching
+
+        def more(count: int) -> Noises:
+            return self.photo32.noise(count, split="search", device=device)
+
+        subject = Subject("photo32", self.photo32, noise, searching[0], cond, searching[1], guidance, more=more)
         super().__init__(subject, Guide("flow", teacher_steps, teacher_solver), batch_size=BATCH)
         self._other: dict[int, Tensor] = {}
-        self._polishing: tuple[Noises, Tensor] | None = None
-
-    def polishing(self, samples: int) -> tuple[Noises, Tensor]:
-        """The first `samples` search noises and the teacher's pictures of them, run once."""
-        if self._polishing is None:
-            noises = self.photo32.noise(samples, split="search", device=self.device)
-            fine = self.stock("flow", self.teacher_steps, self.teacher_solver)
-            self._polishing = noises, fine.sample(self.model, *noises, batch_size=BATCH)
-        return self._polishing
 
     def reference(self, steps: int, count: int) -> Tensor:
         """The first held-out pictures from `steps` uniform steps of two-step Adams-Bashforth, run once."""

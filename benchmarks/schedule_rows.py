@@ -125,9 +125,9 @@ def refined_rows(table: Rows, options: Namespace) -> None:
             if solver != POLISHED:
                 continue
             how = {"method": "gradient", "batch_size": POLISH_BATCH}
-            noises, teacher = held.polishing(options.polish_samples)
+            noise, cond, teacher, _ = held.lessons(options.polish_samples)
             # What learns by gradients asks the model itself, since answers from memory have none.
-            polished, more = _refined(held, held.model, moved, noises, teacher, how)
+            polished, more = _refined(held, held.model, moved, (noise, cond), teacher, how)
             made = spent | {"nfe": polished.provenance.nfe, "seconds": seconds + took + more}
             how |= {"samples": options.polish_samples}
             table.add("polished", "joint, nodes, gradient", solver, budget, polished, search=made, refine=how)

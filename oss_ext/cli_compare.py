@@ -188,18 +188,27 @@ def subject_of(
     """The model's held-out and search noises: its own splits of those names where its noise() knows them, else the
     first `samples` noises for the search and the next for the measurements."""
     own = getattr(source.model, "noise", None)
-    if own is not None and shape is None and source.takes_split:
+    split = own is not None and shape is None and source.takes_split
+    seed = None if own is not None and shape is None else SEED
+
+    def more(count: int) -> tuple[Tensor, dict[str, Tensor]]:
+        if split:
+            return source.noise(count, split="search", seed=None, shape=None)
+        every, conds = source.noise(heldout + max(count, samples), split=None, seed=seed, shape=shape)
+        some = [*range(samples), *range(samples + heldout, len(every))][:count]
+        return every[some], {key: value[some] for key, value in conds.items()}
+
+    if split:
         noise, cond = source.noise(heldout, split="heldout", seed=None, shape=None)
         search_noise, search_cond = source.noise(samples, split="search", seed=None, shape=None)
     else:
-        seed = None if own is not None and shape is None else SEED
         every, conds = source.noise(samples + heldout, split=None, seed=seed, shape=shape)
         search_noise, noise = every[:samples], every[samples:]
         search_cond = {key: value[:samples] for key, value in conds.items()}
         cond = {key: value[samples:] for key, value in conds.items()}
     classes = getattr(source.model, "classes", None)
     labels = tuple(classes[k % len(classes)] for k in range(min(LABELS, heldout))) if classes else ()
-    return Subject(source.spec, source.model, noise, search_noise, cond, search_cond, guidance, decode, labels)
+    return Subject(source.spec, source.model, noise, search_noise, cond, search_cond, guidance, decode, labels, more)
 
 
 def save(

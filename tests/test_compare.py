@@ -275,3 +275,34 @@ def test_memory_answers_what_it_was_taught() -> None:
     plain = oss_ext.dp_search(counting, noise, 3, teacher_steps=8, batch_size=4)  # type: ignore[arg-type]
     assert with_memory.schedule.t.tolist() == plain.schedule.t.tolist()  # type: ignore[union-attr]
     assert saved >= 8 * 6 and saved + asked == counting.evaluations - taught - asked
+
+
+def test_a_row_learns_from_more_noises_than_searches_see(tmp_path: Path) -> None:
+    one, asked = subject(), []
+
+    def more(count: int) -> tuple[Tensor, dict[str, Tensor]]:
+        asked.append(count)
+        return torch.cat([one.search_noise, normal(count - 5, *SHAPE, seed=9)]), {}
+
+    fitted = rows.searched("fitted")
+    polished = rows.refined(fitted, "polished", method="gradient", iterations=2, samples=12)
+    found = made(replace(one, more=more), [fitted, polished], (3,), out=tmp_path)
+    before, after = found.cells
+    assert asked == [12] and not found.failed and after.trained
+    assert after.samples == 12 and after.backpropagations == 2 * 9  # of twelve noises three judge
+    schedule = found.stores[0].schedule(polished, 3)
+    kept = found.stores[0].schedule(fitted, 3)
+    assert schedule is not None and kept is not None
+    noise, _ = more(12)
+    fine = oss_ext.Schedule.from_grid(grids.for_model("flow", 12, one.model), "unipc", one.model)
+    alone = oss_ext.refine(
+        kept, one.model, noise, method="gradient", iterations=2, teacher=fine.sample(one.model, noise),
+        teacher_steps=12, teacher_solver="unipc",
+    )  # fmt: skip
+    torch.testing.assert_close(schedule.coefficients, alone.coefficients)
+    own = alone.provenance.nfe["total"] - kept.provenance.nfe["total"]
+    # All evaluations: the search's on its five noises, then the teacher and the learning on twelve.
+    assert after.spent["total"] * 12 == pytest.approx(before.spent["total"] * 5 + (12 + own) * 12)
+    assert after.spent["total"] == pytest.approx(sum(value for key, value in after.spent.items() if key != "total"))
+    failed = made(one, [polished], (3,)).failed
+    assert len(failed) == 1 and "draws no more" in failed[0][2]

@@ -25,6 +25,8 @@ Searched = str | Solver | Auto
 """What `dp_search` takes as a solver."""
 Decode = Callable[[Tensor], Tensor]
 """Samples [B, ...] -> images [B, C, H, W] in [-1, 1]."""
+Draw = Callable[[int], tuple[Tensor, dict[str, Tensor]]]
+"""A number of noises -> as many [count, ...], the search's first, none of them held out, and the condition."""
 
 MEMORY = 0.25
 """The share of a device's free memory that the teacher's remembered answers may take."""
@@ -37,7 +39,8 @@ class Subject:
     name: what tables call it; guidance: its scale, None where it has none to tell.
     noise, cond: held-out [B, ...], unit normal, and the condition; search_noise, search_cond: those that searches see.
     decode: for latents: what makes images of samples, for SSIM, distribution distances and sample sheets.
-    labels: names of the first held-out samples, for sheets.
+    labels: names of the first held-out samples, for sheets. more: draws more noises to learn from than searches see;
+    None: there are no more.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Subject:
     guidance: float | None = None
     decode: Decode | None = None
     labels: tuple[str, ...] = ()
+    more: Draw | None = None
 
     @property
     def title(self) -> str:
@@ -101,6 +105,7 @@ class Case:
         self._memory: Remembering | None = None
         self._reference: Tensor | None = None
         self._endpoints: Tensor | None = None
+        self._lessons: dict[int, tuple[Tensor, dict[str, Tensor], Tensor, float]] = {}
         self._searches: dict[tuple[Any, ...], tuple[SearchResult, float]] = {}
 
     @property
@@ -139,6 +144,21 @@ class Case:
             memory.answered = answered
         return self._endpoints
 
+    def lessons(self, count: int) -> tuple[Tensor, dict[str, Tensor], Tensor, float]:
+        """`count` noises to learn from, their condition, the teacher's endpoints, run once, and the seconds it took.
+
+        Raises ValueError where the subject draws none.
+        """
+        if count not in self._lessons:
+            if self.subject.more is None:
+                raise ValueError(f"samples: got {count}, but {self.subject.title} draws no more")
+            noise, cond = self.subject.more(count)
+            begin = self.clock()
+            fine = self.stock(self.guide.grid, self.guide.steps, self.guide.solver)
+            teacher = fine.sample(self.model, noise, cond, batch_size=self.batch_size)
+            self._lessons[count] = (noise, cond, teacher, self.clock() - begin)
+        return self._lessons[count]
+
     def _room(self) -> bool:
         wanted = 2 * self.guide.steps * self.search_noise.numel() * self.search_noise.element_size()
         free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 2**33
@@ -147,6 +167,7 @@ class Case:
     def forget(self) -> None:
         """Gives the memory of the teacher back."""
         self._memory, self._seconds_each = None, 0.0
+        self._lessons.clear()
         self._searches.clear()
 
     def clock(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ from oss_ext.search import dp_search
 
 LEARNED = "learned"
 """What tables call the solver of a rival that learns its coefficients."""
+AT_ONCE = 2048
+"""Network inputs whose activations are kept at once, at most, where many noises are learned from."""
 TOGETHER = frozenset({"gits"})  # rivals that answer every budget in one run
 
 
@@ -44,6 +46,11 @@ class Spent:
         whole["total"] = self.nfe.get("total", 0) + nfe.get("total", 0)
         passes = self.backpropagations + backpropagations
         return Spent(whole, self.seconds + seconds, max(self.samples, samples), passes)
+
+    def among(self, samples: int) -> Spent:
+        """The same evaluations, told a noise of `samples`."""
+        share = self.samples / samples
+        return replace(self, nfe={key: value * share for key, value in self.nfe.items()}, samples=samples)
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,8 +243,10 @@ def per_sample(
     return Row("published", name, solver, {"kind": "per_sample", "count": count}, make, **(row or {}))
 
 
-def refined(base: Row, name: str, *, group: str = "ours", row: Any = None, **how: Any) -> Row:
-    """`refine` of another row's schedules, on the search noises. how: its options."""
+def refined(
+    base: Row, name: str, *, group: str = "ours", samples: int | None = None, row: Any = None, **how: Any
+) -> Row:
+    """`refine` of another row's schedules, on the search noises or on `samples` noises. how: its options."""
 
     def make(task: Task, wanted: tuple[int, ...]) -> Iterator[tuple[int, Made]]:
         case = task.case
@@ -247,18 +256,28 @@ def refined(base: Row, name: str, *, group: str = "ours", row: Any = None, **how
             assert before.schedule is not None
             # What learns by gradients asks the model itself, since answers from memory have none.
             model = case.model if gradient else case.memory
+            batch = case.batch_size
+            if samples is None:
+                noise, cond, teacher, taught = case.search_noise, case.search_cond, case.search_teacher, 0.0
+            else:
+                noise, cond, teacher, taught = case.lessons(samples)
+                batch = None if batch is None else min(batch, AT_ONCE)
             begin = case.clock()
             schedule = refine(
-                before.schedule, model, case.search_noise, cond=case.search_cond, teacher=case.search_teacher,
-                batch_size=case.batch_size, **case.guide.options, **how,
+                before.schedule, model, noise, cond=cond, teacher=teacher, batch_size=batch,
+                **case.guide.options, **how,
             )  # fmt: skip
-            seconds = before.spent.seconds + case.clock() - begin
-            count = len(case.search_noise)
-            learners = count - judges(count)
-            passes = int(how.get("iterations", 100)) * learners if gradient else 0
-            yield budget, Made(Spent(dict(schedule.provenance.nfe), seconds, count, passes), schedule)
+            seconds, count = case.clock() - begin, len(noise)
+            passes = int(how.get("iterations", 100)) * (count - judges(count)) if gradient else 0
+            nfe = dict(schedule.provenance.nfe)
+            spent = Spent(nfe, before.spent.seconds + seconds, count, passes)
+            if samples is not None:
+                own = nfe["total"] - before.schedule.provenance.nfe["total"]
+                more = {"teacher": case.guide.steps, "refine": own, "total": case.guide.steps + own}
+                spent = before.spent.among(count).plus(more, taught + seconds, count, passes)
+            yield budget, Made(spent, schedule)
 
-    recipe = {"kind": "refined", "base": base.recipe, **how}
+    recipe = {"kind": "refined", "base": base.recipe, **how} | ({} if samples is None else {"samples": samples})
     options = {"trained": how.get("method") == "gradient", "most": base.most} | (row or {})
     return Row(group, name, base.solver, recipe, make, **options)
 
