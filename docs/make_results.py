@@ -66,6 +66,10 @@ class Study:
     samples: int = 128
     features: bool = False
 
+    @property
+    def cases(self) -> list[tuple[str, float]]:
+        return [(name, scale) for name, scales in self.models for scale in scales]
+
     def small(self) -> Study:
         """The same with so few noises and steps that a CPU makes it in a minute or two."""
         shorter = None if self.guide.reference_steps is None else 16
@@ -130,11 +134,10 @@ def _table3(steps: int) -> list[Row]:
 
 def subjects(study: Study, device: torch.device) -> list[Subject]:
     found = []
-    for name, scales in study.models:
-        for scale in scales:
-            model = zoo.load(name, guidance_scale=scale, device=device)
-            source = Source(name, model, device, torch.float32)
-            found.append(subject_of(source, scale, heldout=study.heldout, samples=study.samples))
+    for name, scale in study.cases:
+        model = zoo.load(name, guidance_scale=scale, device=device)
+        source = Source(name, model, device, torch.float32)
+        found.append(subject_of(source, scale, heldout=study.heldout, samples=study.samples))
     return found
 
 
@@ -146,6 +149,9 @@ def measure(options: argparse.Namespace) -> None:
         left = None if options.limit_seconds is None else options.limit_seconds - (time.perf_counter() - began)
         folder = options.out / study.name
         folder.mkdir(parents=True, exist_ok=True)
+        processes = _side_by_side(options, study, left) if options.side_by_side else 1
+        if left is not None:
+            left = options.limit_seconds - (time.perf_counter() - began)
         some = subjects(study, device)
         found = compare(
             some, study.rows, study.budgets, guide=study.guide, out=folder / "cells", batch_size=BATCH[device.type],
@@ -154,7 +160,8 @@ def measure(options: argparse.Namespace) -> None:
         )  # fmt: skip
         if options.command == "prepare":
             continue
-        result = save(found, study.rows, folder, environment(device), figures=False)
+        about = environment(device) | {"processes": processes}
+        result = save(found, study.rows, folder, about, figures=False)
         if study.name == "calibration" and found.cells:
             _amplitudes(study, found, folder)
         for best in result["leaders"]:
@@ -167,6 +174,25 @@ def measure(options: argparse.Namespace) -> None:
         for failure in found.failed:
             print("FAILED", *failure)
         print(f"{study.name}: {len(found.cells)} cells, {len(found.left)} left, {found.seconds:.0f} s", flush=True)
+
+
+def _side_by_side(options: argparse.Namespace, study: Study, left: float | None) -> int:
+    """Measures the study's cases in a process each, which leave their cells: small networks leave most of a GPU idle.
+    The seconds that are noted then are those of a shared GPU. Returns how many there were."""
+    if len(study.cases) == 1:
+        return 1
+    command = [sys.executable, __file__, options.command, "--out", str(options.out), "--study", study.name]
+    command += ["--device", options.device, "--iterations", str(options.iterations)]
+    command += [*([] if options.graph else ["--no-graph"]), *(["--small"] if options.small else [])]
+    command += [] if left is None else ["--limit-seconds", str(left)]
+    running = [
+        subprocess.Popen([*command, "--case", f"{name}:{scale:g}"], stdout=subprocess.DEVNULL)
+        for name, scale in study.cases
+    ]
+    ended = [process.wait() for process in running]
+    if any(ended):
+        raise RuntimeError(f"{study.name}: the processes of {study.cases} ended with {ended}")
+    return len(ended)
 
 
 def measure_experts(options: argparse.Namespace) -> None:
@@ -187,6 +213,9 @@ def wanted(options: argparse.Namespace) -> list[Study]:
     if unknown:
         raise ValueError(f"study: got {', '.join(unknown)}, wanted some of {', '.join([*names, EXPERTS])}")
     chosen_ = [study for study in every if not options.study or study.name in options.study]
+    if options.case is not None:
+        name, _, scale = options.case.partition(":")
+        chosen_ = [replace(study, models=((name, (float(scale),)),)) for study in chosen_]
     return [study.small() for study in chosen_] if options.small else chosen_
 
 
@@ -209,7 +238,7 @@ def _amplitudes(study: Study, found: Comparison, folder: Path) -> None:
 def collect(options: argparse.Namespace) -> None:
     """Tables without what only a rerun needs, to benchmarks/results; pictures, drawn now, to docs/images."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    ran = ("date", "version", "device", "torch", "seconds")
+    ran = ("date", "version", "device", "torch", "seconds", "processes")
     for study in wanted(options):
         folder = options.out / study.name
         if not (folder / "compare.json").exists():
@@ -221,7 +250,7 @@ def collect(options: argparse.Namespace) -> None:
         )  # fmt: skip
         if len(found.cells) < len(before["rows"]):
             raise ValueError(f"{folder}: made with other settings, such as --iterations: {len(found.left)} left")
-        result = save(found, study.rows, folder, {key: before[key] for key in ran})
+        result = save(found, study.rows, folder, {key: before[key] for key in ran if key in before})
         result["rows"] = [_short(entry) for entry in result["rows"]]
         result.pop("figures")
         with whole_file(RESULTS / f"compare_{study.name}.json") as path:
@@ -252,6 +281,8 @@ def main() -> None:
     parser.add_argument("--limit-seconds", type=float)
     parser.add_argument("--iterations", type=int, default=150, help="of rivals that are trained")
     parser.add_argument("--no-graph", dest="graph", action="store_false", help="train them without CUDA graphs")
+    parser.add_argument("--side-by-side", action="store_true", help="a process for each model and guidance scale")
+    parser.add_argument("--case", metavar="MODEL:GUIDANCE", help="of these studies' models this one alone")
     parser.add_argument("--small", action="store_true", help="few noises and steps: to see that it works")
     options = parser.parse_args()
     if options.command in ("prepare", "measure"):
