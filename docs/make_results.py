@@ -24,7 +24,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import results_found
 import results_page
+import results_pictures
 import torch
 
 from oss_ext import zoo
@@ -33,12 +35,10 @@ from oss_ext.cli_common import Source
 from oss_ext.cli_compare import bundled_features, environment, save, subject_of
 from oss_ext.compare import Comparison, Guide, Row, Subject, catalogue, chosen, compare
 from oss_ext.compare.case import Case
-from oss_ext.compare.catalogue import OSS_NOISES
+from oss_ext.compare.catalogue import OSS_NOISES, POLISHING
 from oss_ext.compare.rows import costed, per_sample, searched, stock, teacher
 from oss_ext.costs import Cost, Feature, Perceptual
 from oss_ext.files import whole_file
-from oss_ext.plot_amplitudes import plot_amplitudes
-from oss_ext.schedule_calibration import Amplitudes
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, IMAGES = ROOT / "benchmarks" / "results", ROOT / "docs" / "images"
@@ -48,9 +48,13 @@ TABLE3_NOISES = 16  # of the median there; twice as many held-out ones
 EXPERTS = "experts"
 PERCEPTUAL = ("blocks.3", "blocks.7")  # of the bundled networks
 PICTURES = {
-    "psnr_vs_nfe", "schedules_photo32-guidance-1", "schedules_photo32-vp-guidance-1", "samples_photo32-guidance-1_10",
-    "samples_photo32-vp-guidance-1_10",
+    "main": (
+        "psnr_vs_nfe", "schedules_photo32-guidance-1", "schedules_photo32-vp-guidance-1",
+        "samples_photo32-guidance-1_10", "samples_photo32-vp-guidance-1_10",
+    ),
+    "calibration": ("samples_photo32-guidance-1_05",),
 }  # fmt: skip
+SHEET = ("photo32", 3.0, 5)  # model, guidance and steps of the rivals' sample sheet
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,8 @@ class Study:
         return replace(self, guide=guide, budgets=budgets, heldout=4, samples=4)  # rows keep their own counts
 
 
-def studies(iterations: int, graph: bool = False) -> list[Study]:
-    rows = tuple(catalogue(iterations=iterations, graph=graph))
+def studies(iterations: int, graph: bool = False, polishing: int = POLISHING) -> list[Study]:
+    rows = tuple(catalogue(iterations=iterations, graph=graph, polishing=polishing))
     both = tuple((name, (1.0, 3.0)) for name in zoo.names())
     usual = tuple(row for row in rows if row.group != "calibration")
     calibration = tuple(chosen(rows, ["calibration", "ours/joint/euler", "stock/flow/euler"]))
@@ -92,7 +96,7 @@ def studies(iterations: int, graph: bool = False) -> list[Study]:
     for grid in ("flow", "ddim", "edm"):
         guide = Guide(grid, 200, "euler")
         found.append(Study(f"table2_{grid}", tuple(_table2()), (5, 10, 20, 50), guide, heldout=64))
-    for steps in (100, 200, 500, 1000):
+    for steps in (100, 200, 500, 1000, 800):
         guide = Guide("ddim", steps, "euler", 1000)
         found.append(Study(f"table3_{steps}", tuple(_table3(steps)), (20,), guide, heldout=32))
     return found
@@ -207,7 +211,8 @@ def measure_experts(options: argparse.Namespace) -> None:
 
 
 def wanted(options: argparse.Namespace) -> list[Study]:
-    every = studies(2 if options.small else options.iterations, options.graph and options.device != "cpu")
+    graph = options.graph and options.device != "cpu"
+    every = studies(2, graph, polishing=2) if options.small else studies(options.iterations, graph)
     names = [study.name for study in every]
     unknown = [name for name in options.study or [] if name not in [*names, EXPERTS]]
     if unknown:
@@ -239,37 +244,48 @@ def collect(options: argparse.Namespace) -> None:
     """Tables without what only a rerun needs, to benchmarks/results; pictures, drawn now, to docs/images."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     ran = ("date", "version", "device", "torch", "seconds", "processes")
+    cpu = torch.device("cpu")
     for study in wanted(options):
         folder = options.out / study.name
         if not (folder / "compare.json").exists():
             continue
         before = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
         found = compare(
-            subjects(study, torch.device("cpu")), study.rows, study.budgets, guide=study.guide, out=folder / "cells",
-            features=bundled_features(torch.device("cpu")) if study.features else None, limit_seconds=0,
+            subjects(study, cpu), study.rows, study.budgets, guide=study.guide, out=folder / "cells",
+            features=bundled_features(cpu) if study.features else None, limit_seconds=0,
         )  # fmt: skip
         if len(found.cells) < len(before["rows"]):
             raise ValueError(f"{folder}: made with other settings, such as --iterations: {len(found.left)} left")
-        result = save(found, study.rows, folder, {key: before[key] for key in ran if key in before})
+        collected = folder / "collected"
+        collected.mkdir(exist_ok=True)
+        result = save(found, study.rows, collected, {key: before[key] for key in ran if key in before})
         result["rows"] = [_short(entry) for entry in result["rows"]]
+        result["failed"] = before["failed"]
         result.pop("figures")
         with whole_file(RESULTS / f"compare_{study.name}.json") as path:
-            path.write_text(results_page.dumps(result), encoding="utf-8")
+            path.write_text(results_found.dumps(result), encoding="utf-8")
         if (folder / "amplitudes.json").exists():
             shutil.copy(folder / "amplitudes.json", RESULTS / "compare_amplitudes.json")
-        for picture in sorted((folder / "figures").glob("*.png")) if (folder / "figures").is_dir() else []:
-            if study.name == "main" and picture.stem in PICTURES:
-                shutil.copy(picture, IMAGES / f"results_{study.name}_{picture.name}")
+        _pictures(study, found, collected / "figures")
     if (options.out / f"{EXPERTS}.json").exists():
         shutil.copy(options.out / f"{EXPERTS}.json", RESULTS)
-    if (RESULTS / "compare_amplitudes.json").exists():
-        content = json.loads((RESULTS / "compare_amplitudes.json").read_text(encoding="utf-8"))
-        levels = {name: Amplitudes.model_validate(one) for name, one in content.items()}
-        plot_amplitudes(levels, IMAGES / "results_amplitudes.png")
+
+
+def _pictures(study: Study, found: Comparison, folder: Path) -> None:
+    """Copies those that the page shows, and draws the sheet of rivals."""
+    for name in PICTURES.get(study.name, ()):
+        if (folder / f"{name}.png").exists():
+            shutil.copy(folder / f"{name}.png", IMAGES / f"results_{study.name}_{name}.png")
+    if study.name == "main":
+        for case, store in zip(found.cases, found.stores, strict=True):
+            if (case.subject.name, case.guidance) == SHEET[:2]:
+                path = IMAGES / "results_rivals_samples.png"
+                results_pictures.sheet(case, store, study.rows, results_pictures.SHOWN, SHEET[2], path)
 
 
 def _short(entry: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entry.items() if key not in ("recipe", "t_spread")}
+    unwanted = ("recipe",) if entry["t_spread"] else ("recipe", "t_spread")
+    return {key: value for key, value in entry.items() if key not in unwanted}
 
 
 def main() -> None:
@@ -293,6 +309,7 @@ def main() -> None:
     elif options.command == "collect":
         collect(options)
     else:
+        results_pictures.draw(results_found.Found())
         results_page.write()
 
 

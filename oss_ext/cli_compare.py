@@ -47,7 +47,10 @@ from oss_ext.compare import (
     view,
 )
 from oss_ext.compare.figures import draw
+from oss_ext.compare.rows import CostOf, teacher
+from oss_ext.costs import Feature, Perceptual
 from oss_ext.files import whole_file
+from oss_ext.models import Denoiser
 from oss_ext.teacher import DEFAULT_SOLVER, DEFAULT_STEPS
 from oss_ext.zoo import photos
 
@@ -83,6 +86,13 @@ def compare_(
         int | None, typer.Option(help="Measure to so many steps of the same grid and solver; default the teacher.")
     ] = None,
     candidates: Candidates = None,
+    cost: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="More Euler searches, whose steps are judged by x0, by features (of x0; see --features) or by the "
+            "activations of this submodule of the network: rows of the group costs."
+        ),
+    ] = None,
     iterations: Annotated[int, typer.Option(help="Of rivals trained by back-propagation.")] = 400,
     graph: Annotated[bool, typer.Option(help="Train them with CUDA graphs, where the model allows it.")] = False,
     features: Annotated[
@@ -110,12 +120,16 @@ def compare_(
 ) -> None:
     """Compare grids, searches and rivals on held-out noises: tables and figures. Run again, it goes on where it was."""
     console = speaker(json_)
-    rows = chosen(catalogue(iterations=iterations, graph=graph), only or (), skip or ())
+    where = pick_device(device)
+    every = catalogue(iterations=iterations, graph=graph, costs=_costs(cost or (), features, models, where))
+    if reference_steps is not None:
+        every.append(teacher(f"{teacher_steps} steps"))
+    rows = chosen(every, only or (), skip or ())
     if list_:
         for row in rows:
             console.print(row.key, highlight=False)
         return
-    where, arguments = pick_device(device), parse_model_args(model_arg or [])
+    arguments = parse_model_args(model_arg or [])
     decoder = None if decode is None else import_function(decode, "decode")
     subjects: list[Subject] = []
     for spec in models:
@@ -272,12 +286,47 @@ def _features(spec: str | None, real: str | None, models: Sequence[str], device:
         if real is not None:
             raise ValueError("real: got one without features, which compare with it")
         return None
+    network = _network(spec, device)
+    images = None if real is None else import_function(real, "real")()
+    if images is not None and not isinstance(images, Tensor):
+        raise TypeError(f"real: {real} returned {type(images).__name__}, wanted a tensor [R, C, H, W]")
+    return Features(spec, network, images)
+
+
+def _network(spec: str, device: torch.device) -> torch.nn.Module:
+    """A torch module, or what a function returns."""
     network = import_function(spec, "features")
     if not isinstance(network, torch.nn.Module):
         network = network()
     if not isinstance(network, torch.nn.Module):
         raise TypeError(f"features: {spec} is {type(network).__name__}, wanted a torch.nn.Module or what returns one")
-    images = None if real is None else import_function(real, "real")()
-    if images is not None and not isinstance(images, Tensor):
-        raise TypeError(f"real: {real} returned {type(images).__name__}, wanted a tensor [R, C, H, W]")
-    return Features(spec, network.to(device).eval(), images)
+    return network.to(device).eval()
+
+
+def _costs(
+    names: Sequence[str], features: str | None, models: Sequence[str], device: torch.device
+) -> dict[str, CostOf]:
+    """What --cost names: "x0", "features", and all submodules together as "perceptual"."""
+    found: dict[str, CostOf] = {}
+    layers = [name for name in dict.fromkeys(names) if name not in ("x0", "features")]
+    if "x0" in names:
+        found["x0"] = lambda case: "x0"
+    if "features" in names:
+        if features is None and any(":" in model for model in models):
+            raise ValueError("cost: got features without --features, the module whose features they are")
+        module = zoo.features(device=device) if features is None else _network(features, device)
+        found["features of x0"] = lambda case: Feature(module)
+    if layers:
+        found["perceptual"] = lambda case: Perceptual(_inner(case.model), *layers)
+    return found
+
+
+def _inner(model: Denoiser) -> torch.nn.Module:
+    """The network that a model evaluates."""
+    for name in ("network", "fn"):
+        module = getattr(model, name, None)
+        if isinstance(module, torch.nn.Module):
+            return module
+    raise ValueError(
+        f"cost: {type(model).__name__} holds no torch.nn.Module as .network or .fn, whose submodules are seen"
+    )

@@ -17,6 +17,7 @@ Curves = Mapping[str, Sequence[tuple[float, float]]]
 
 _DASHES = ("--", ":", "-.")
 _MARKS = "osD^vPX*<>"
+_ACROSS = 5  # names in a line of the legend
 
 
 def plot_curves(
@@ -25,12 +26,14 @@ def plot_curves(
     *,
     references: Collection[str] = (),
     y_label: str = "PSNR to the teacher, dB",
+    log: bool = False,
 ) -> Figure:
     """One panel a title side by side, with one scale of quality: quality over evaluations, one line a name.
 
     panels: {title: {name: points}}; points are (evaluations > 0, quality), finite, and are joined in order of their
         evaluations, which lie on a logarithmic axis. A name keeps its colour and mark in every panel.
     path: where to write it too: .png (1200 x 520 pixels), .svg or .pdf; the file appears whole or not at all.
+    log: a logarithmic axis of quality, which then has to be positive.
     references: names that are drawn grey and broken: what the others are compared with.
 
     Raises TypeError, ValueError; ImportError without matplotlib.
@@ -55,6 +58,8 @@ def plot_curves(
             points = sorted(curves.get(name, ()))
             axes.plot([x for x, _ in points], [y for _, y in points], label=name, markersize=6, **styles[name])
         axes.set_xscale("log")
+        if log:
+            axes.set_yscale("log")
         ticks = sorted({x for points in curves.values() for x, _ in points})
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.set_xticks([], minor=True)
@@ -65,8 +70,11 @@ def plot_curves(
         axes.set_axisbelow(True)
     every_axes[0].set_ylabel(y_label)
     handles = every_axes[0].get_legend_handles_labels()
-    figure.legend(*handles, frameon=False, fontsize=10, loc="center right", handlelength=3)
-    figure.tight_layout(rect=(0, 0, 0.83, 1))
+    lines = -(-len(names) // _ACROSS)
+    figure.legend(
+        *handles, frameon=False, fontsize=10, loc="lower center", handlelength=3, ncols=-(-len(names) // lines)
+    )
+    figure.tight_layout(rect=(0, 0.02 + 0.045 * lines, 1, 1))
     _save(figure, path)
     return figure
 

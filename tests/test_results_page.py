@@ -23,12 +23,16 @@ def page(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return results_page
 
 
+NOTHING = {"pooled": None, "mean": None}
+
+
 def entry(group: str, name: str, solver: str, budget: int, level: float, **others: Any) -> dict[str, Any]:
     return {
         "subject": "photo32", "guidance": 1.0, "budget": budget, "group": group, "name": name, "solver": solver,
         "trained": False, "nfe": budget, "noises": 8, "psnr": level, "mean_psnr": level + 1, "ssim": 0.5,
         "distances": {}, "spent": {"total": 7.0}, "samples": 3, "backpropagations": 0, "seconds": 1.0,
-        "over_naive": {"pooled": [1.25, 0.5], "mean": [2.25, 0.5]}, "t": [1.0, 0.0],
+        "over_naive": {"pooled": [1.25, 0.5], "mean": [2.25, 0.5]}, "over_ours": NOTHING, "over_untrained": NOTHING,
+        "t": [1.0, 0.0],
     } | others  # fmt: skip
 
 
@@ -36,15 +40,26 @@ def study(rows: list[dict[str, Any]], leaders: list[dict[str, Any]] | None = Non
     case = {"subject": "photo32", "guidance": 1.0, "heldout": 8, "samples": 3, "grid": "flow", "teacher_steps": 12}
     return {
         "date": "today", "device": "a device", "torch": "2", "cases": [case | {"teacher_solver": "euler"}],
-        "rows": rows, "leaders": leaders or [],
+        "rows": rows, "leaders": leaders or [], "left": [["photo32", "stock/beta/euler", 5]], "failed": [],
     }  # fmt: skip
 
 
-def test_numbers_stand_where_they_belong(page: ModuleType, tmp_path: Path) -> None:
+def pair(pooled: float, mean: float) -> dict[str, list[float]]:
+    return {"pooled": [pooled, 0.25], "mean": [mean, 0.25]}
+
+
+def main_study() -> dict[str, Any]:
     levels = {"edm": 11.1, "ddim": 12.2, "flow": 13.3}
-    main = [entry("stock", grid, "euler", 5, level) for grid, level in levels.items()]
-    main += [entry("rivals", "GITS", "euler", 5, 14.4), entry("rivals", "GITS", "unipc", 5, 15.5)]
-    main += [entry("ours", "joint", "euler", 5, 16.6)]
+    rows = [
+        entry("stock", grid, "euler", 5, level, over_untrained=pair(round(level - 16.6, 4), round(level - 16.6, 4)))
+        for grid, level in levels.items()
+    ]
+    rows += [entry("rivals", "GITS", "euler", 5, 14.4, over_untrained=pair(-2.2, -2.2))]
+    rows += [entry("rivals", "GITS", "unipc", 5, 15.5, over_untrained=pair(-1.1, 0.2))]
+    rows += [entry("ours", "joint", "euler", 5, 16.6)]
+    learned = {"trained": True, "backpropagations": 60}
+    rows += [entry("rivals", "LD3", "unipc_3", 5, 16.4, over_ours=pair(-0.3, 0.75), over_untrained=pair(-0.2, 0.8),
+                   **learned)]  # fmt: skip
     best = {
         "subject": "photo32", "guidance": 1.0, "budget": 5, "noises": 8, "ours": "ours: joint, euler", "error": 0.25,
         "ours_psnr": 16.6, "rival": "rivals: GITS, unipc", "rival_psnr": 15.5,
@@ -52,28 +67,83 @@ def test_numbers_stand_where_they_belong(page: ModuleType, tmp_path: Path) -> No
     leaders = [
         best | {"measure": measure, "training": training, "ahead": ahead}
         for training in (False, True)
-        for measure, ahead in (("pooled", 1.1), ("mean", -0.5 if training else 0.5))
+        for measure, ahead in (("pooled", 1.1), ("mean", -0.75 if training else -0.2))
     ]
-    (tmp_path / "compare_main.json").write_text(page.dumps(study(main, leaders)))
+    return study(rows, leaders)
+
+
+LD3 = "<!-- reason photo32, guidance 1, 5 steps, LD3: it learns\nits times. -->\n"
+MARGIN = "<!-- reason margin, photo32, guidance 1, 5 steps: a short teacher. -->\n"
+
+
+def written(page: ModuleType, folder: Path) -> Path:
+    (folder / "compare_main.json").write_text(page.dumps(main_study()))
     table2 = [entry("stock", "naive", "euler", 5, 10.5), entry("ours", "joint", "euler", 5, 12.5)]
-    (tmp_path / "compare_table2_edm.json").write_text(page.dumps(study(table2)))
-    assert json.loads(page.dumps(study(main))) == study(main)
-    text = page.render(tmp_path)
+    (folder / "compare_table2_edm.json").write_text(page.dumps(study(table2)))
+    return folder
+
+
+def test_numbers_stand_where_they_belong(page: ModuleType, tmp_path: Path) -> None:
+    assert json.loads(page.dumps(main_study())) == main_study()
+    plain, _ = page.results_ahead.reasons_of(page.TEMPLATE.read_text(encoding="utf-8"))[::-1]
+    text = page.render(written(page, tmp_path), plain + LD3 + MARGIN)
     lines = text.splitlines()
 
     def line(start: str) -> str:
         return next(each for each in lines if each.startswith(start))
 
     assert line("| EDM |").startswith("| EDM | 11.1 / 12.1 |  | 17.7, 22.3 |")
-    assert line("| GITS |").startswith("| GITS | 14.4 / 15.4 |")
+    assert line("| GITS | 14.4").startswith("| GITS | 14.4 / 15.4 |")
     assert line("| rivals: GITS |").startswith("| rivals: GITS | 15.5 / 16.5 (unipc) | 7 x 3 |")
-    assert line("| training-free |").count("16.6 (joint, euler) | 15.5 (GITS, unipc)") == 2
-    assert "+1.10 ± 0.25" in line("| all |") and "-0.50 ± 0.25" in line("| all |")
-    assert "A rival is ahead by at least one average in: photo32, 1, 5 steps (all)." in " ".join(text.split())
+    assert line("| rivals: LD3 |").startswith("| rivals: LD3 | 16.4 / 17.4 (unipc_3) | 7 x 3 | 60 | 1.0 |")
+    assert line("| photo32, 1 | 5 | pooled |") == (
+        "| photo32, 1 | 5 | pooled | joint, euler | 16.60 | GITS, unipc | 15.50 | +1.10 ± 0.25 |"
+    )
+    # Fixed grids, AYS, OSS-ave, OSS per sample, GITS, DM: the best of each by either average.
+    assert line("| photo32, 1 | 5 | +3.30") == (
+        "| photo32, 1 | 5 | +3.30 ± 0.25<br>+3.30 ± 0.25 |  |  |  | +1.10 ± 0.25<br>**-0.20 ± 0.25** |  |"
+    )
+    assert line("| photo32, 1 | 5 | +0.30").startswith("| photo32, 1 | 5 | +0.30 ± 0.25<br>**-0.75 ± 0.25** |  |")
+    assert line("| photo32, 1 | 5 | +0.20").startswith("| photo32, 1 | 5 | +0.20 ± 0.25<br>**-0.80 ± 0.25** |  |")
+    flowing = " ".join(text.split())
+    assert (
+        "3 comparisons in 1 cells: ours is ahead by both averages in 1, by more than 2 standard errors in 1." in flowing
+    )
+    assert "- photo32, guidance 1, 5 steps, GITS: +0.20 ± 0.25 dB mean (GITS, unipc). Why: within the noise" in flowing
+    assert "5 steps, LD3: +0.75 ± 0.25 dB mean (LD3, unipc_3). Why: it learns its times." in flowing
     assert line("| naive | 5 |").startswith("| naive | 5 | 10.5 / 11.5 |  |  | 16.4, 16.0, 15.7 |")
-    assert line("| ours, joint | 5 |").startswith("| ours, joint | 5 | 12.5 / 13.5 (+1.2 / +2.2 ± 0.5) |")
-    assert "8 held-out noises" in " ".join(text.split())
-    assert text.count(page.MISSING) == 5 and "{{" not in text
+    assert line("| ours, joint | 5 |").startswith("| ours, joint | 5 | 12.5 / 13.5 (+1.2 / +2.2) |")
+    assert line("| photo32, 1, edm teacher |") == (
+        "| photo32, 1, edm teacher | 5 | +2.03 | +1.2 ± 0.5 / +2.2 ± 0.5 |  | reached by the mean average alone |"
+    )
+    assert "Not reached, and why: - photo32, 1, main study, 5 steps: a short teacher." in flowing
+    assert "| Table 2 | ImageNet-64, three teachers | reproduced in kind, 1 of 21 |" in text
+    assert "8 held-out noises" in flowing and "Not measured yet: 1 of 8 cells." in flowing
+    assert "{{" not in text and "<!--" not in text
+
+
+@pytest.mark.parametrize(
+    "reasons, message",
+    [
+        (MARGIN, "no reason is given for photo32, guidance 1, 5 steps, LD3"),
+        (LD3, "no reason is given for margin, photo32, guidance 1, 5 steps"),
+        (LD3 + MARGIN + LD3.replace("LD3", "GITS"), "what is not so: photo32, guidance 1, 5 steps, GITS"),
+    ],
+)
+def test_a_cell_that_is_lost_wants_its_reason(page: ModuleType, tmp_path: Path, reasons: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        page.render(written(page, tmp_path), "{{verdict}} {{margins}}" + reasons)
+
+
+def test_nothing_is_claimed_without_results(page: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import results_coverage
+
+    monkeypatch.setattr(results_coverage, "IMAGES", tmp_path)
+    _, plain = page.results_ahead.reasons_of(page.TEMPLATE.read_text(encoding="utf-8"))
+    text = page.render(tmp_path, plain)
+    assert "reproduced in kind" not in text
+    assert text.count(page.MISSING) == len(page.SECTIONS) + len(page.WITH_REASONS) - 2  # coverage, Table 7
+    assert "| Table 2 | ImageNet-64, three teachers | not measured yet |" in text
 
 
 def test_the_page_is_that_of_the_result_files(page: ModuleType) -> None:

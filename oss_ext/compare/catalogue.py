@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from oss_ext.baselines import Training
 from oss_ext.compare.rows import (
     LEARNED,
+    CostOf,
     Row,
     along,
     auto,
     calibrated,
+    costed,
     heun,
     open_ended,
     per_sample,
@@ -37,12 +39,25 @@ OSS_NOISES, SAMPLED = 32, 64  # noises of the published search: for its median, 
 
 
 def catalogue(
-    *, iterations: int = 400, minibatch: int = 40, graph: bool = False, polishing: int = POLISHING
+    *,
+    iterations: int = 400,
+    minibatch: int = 40,
+    graph: bool = False,
+    polishing: int = POLISHING,
+    costs: Mapping[str, CostOf] | None = None,
 ) -> list[Row]:
     """All rows. iterations, minibatch, graph: of rivals that are trained by back-propagation, as in
     `baselines.Training`; how long LD3 learns, and on how many noises, is its paper's. polishing: noises of ours that
-    is polished on many."""
-    return [*_fixed(), *_ours(polishing), *_gits(), *_dm(), *_trained(iterations, minibatch, graph), *_calibrated()]
+    is polished on many. costs: by name, what more Euler searches judge steps by: rows of the group "costs"."""
+    return [
+        *_fixed(),
+        *_ours(polishing),
+        *_gits(),
+        *_dm(),
+        *_trained(iterations, minibatch, graph),
+        *_calibrated(),
+        *_costs(costs or {}),
+    ]
 
 
 def _fixed() -> Iterator[Row]:
@@ -128,3 +143,11 @@ def _calibrated() -> Iterator[Row]:
     for base in (searched("euler"), stock("flow", "euler")):
         for mode in CALIBRATIONS:
             yield calibrated(base, mode, row={"priority": 3, "pictured": base.group == "ours"})
+
+
+def _costs(costs: Mapping[str, CostOf]) -> Iterator[Row]:
+    """The paper's Table 4: for one schedule, and for one of every held-out noise."""
+    for name, cost in costs.items():
+        yield costed(name, cost, group="costs", row={"priority": 5})
+        yield per_sample("euler", OSS_NOISES, group="costs", name=f"OSS, per sample, {name}", cost=cost,
+                         row={"priority": 5})  # fmt: skip

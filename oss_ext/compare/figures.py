@@ -25,6 +25,7 @@ SHOWN = (
     "ours/joint, free start/fitted",
     "ours/auto/auto",
 )
+ACROSS = 12  # pictures beside each other on a sheet
 DRAWN = (
     "published/OSS, per sample/euler", "published/OSS-ave/euler", "ours/joint/euler", "ours/joint/fitted",
     "rivals/GITS/ipndm_4", "rivals/DM/unipc_3", "stock/edm/euler",
@@ -99,7 +100,7 @@ def _sheets(found: Comparison, rows: Sequence[Row], folder: Path) -> list[Path]:
             columns: dict[str, Tensor] = {}
             for row in rows:
                 kept = store.tensor(f"{row.key}_{budget:02d}") if row.pictured else None
-                if kept is not None and row.group in ("ours", "stock"):
+                if kept is not None and row.group in ("ours", "stock", "calibration"):
                     columns[f"{row.name} {row.solver}, {budget} steps"] = kept
             if not columns or reference is None:
                 continue
@@ -110,6 +111,7 @@ def _sheets(found: Comparison, rows: Sequence[Row], folder: Path) -> list[Path]:
             shown |= {title: images_of(case, kept.to(case.device)) for title, kept in columns.items()}
             path = folder / f"samples_{slug(case.subject.title)}_{budget:02d}.png"
             labels = case.subject.labels[: len(teacher)]
-            plot_comparison(shown, path, labels=labels if len(labels) == len(teacher) else None)
+            blocks = max(1, min(3, ACROSS // len(shown)))
+            plot_comparison(shown, path, labels=labels if len(labels) == len(teacher) else None, blocks=blocks)
             written.append(path)
     return written

@@ -25,6 +25,8 @@ LEARNED = "learned"
 """What tables call the solver of a rival that learns its coefficients."""
 AT_ONCE = 2048
 """Network inputs whose activations are kept at once, at most, where many noises are learned from."""
+CostOf = Callable[[Case], Cost | str]
+"""What a case's searches judge steps by."""
 TOGETHER = frozenset({"gits"})  # rivals that answer every budget in one run
 
 
@@ -182,7 +184,7 @@ def searched(
     )
 
 
-def costed(name: str, cost: Callable[[Case], Cost | str], solver: str = "euler", *, row: Any = None) -> Row:
+def costed(name: str, cost: CostOf, solver: str = "euler", *, group: str = "ours", row: Any = None) -> Row:
     """A search whose steps are judged by another cost, of the case. It asks the model itself, which a cost may watch;
     its own run of the teacher is counted."""
 
@@ -199,7 +201,7 @@ def costed(name: str, cost: Callable[[Case], Cost | str], solver: str = "euler",
             assert isinstance(schedule, Schedule)
             yield budget, Made(spent, schedule)
 
-    return Row("ours", name, solver, {"kind": "costed", "cost": name, "solver": solver}, make, **(row or {}))
+    return Row(group, name, solver, {"kind": "costed", "cost": name, "solver": solver}, make, **(row or {}))
 
 
 def auto(name: str = "auto", *, row: Any = None, **config: Any) -> Row:
@@ -219,8 +221,8 @@ def auto(name: str = "auto", *, row: Any = None, **config: Any) -> Row:
 
 
 def per_sample(
-    solver: str = "euler", count: int = 64, *, name: str = "OSS, per sample",
-    cost: Callable[[Case], Cost | str] = lambda case: "x_t", row: Any = None,
+    solver: str = "euler", count: int = 64, *, group: str = "published", name: str = "OSS, per sample",
+    cost: CostOf = lambda case: "x_t", row: Any = None,
 ) -> Row:  # fmt: skip
     """The paper's OSS: every held-out noise has a schedule of its own, searched on itself over all nodes. cost: of the
     case, as for `costed`; another one wants another name."""
@@ -240,7 +242,7 @@ def per_sample(
             times = torch.stack([schedule.t for schedule in many])
             yield budget, Made(spent, images=result.endpoints[budget], nfe=budget, times=times)
 
-    return Row("published", name, solver, {"kind": "per_sample", "count": count}, make, **(row or {}))
+    return Row(group, name, solver, {"kind": "per_sample", "count": count}, make, **(row or {}))
 
 
 def refined(

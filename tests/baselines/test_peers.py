@@ -10,16 +10,22 @@ import torch
 from helpers.analytic import mixture
 from helpers.ld3 import learner
 from helpers.peers import agreement, checkout
-from helpers.rivals import LD3_STUBS, LOW, ONE_PROCESS, gits_grid, gits_nodes, ld3_loss_and_slope
+from helpers.rivals import (
+    LD3_STUBS,
+    LOW,
+    ds_solver_states,
+    dyweight_states,
+    gits_grid,
+    gits_nodes,
+    ld3_loss_and_slope,
+)
 
-from oss_ext import EDMModel, Schedule
+from oss_ext import EDMModel
 from oss_ext.baselines import dm, gits
 from oss_ext.baselines.dm import objective
 from oss_ext.baselines.ld3 import place
 
 SHAPE = (2, 3, 3)
-ds_solver = importlib.import_module("oss_ext.baselines.ds_solver")
-dyweight = importlib.import_module("oss_ext.baselines.dyweight")
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -123,30 +129,16 @@ def test_ld3_loss_and_gradient(double, steps, seed):
 
 
 def test_ds_solver_states(double):
-    """NeuralSolverSampler with random weights and steps. Its time runs from 0, noise, to 1."""
+    """NeuralSolverSampler with random weights and steps."""
     flow = mixture(1, shape=SHAPE).flow()
-    labels = torch.zeros(4, dtype=torch.long)
-
-    def net(x, t, labels):
-        return -flow.velocity(x, 1 - t)
-
-    with checkout("NeuralSolver"):
-        kind = importlib.import_module("src.diffusion.flow_matching.neuralsolver").NeuralSolverSampler
-        for steps in (3, 6, 8):
-            generator = torch.Generator().manual_seed(steps)
-            noise = torch.randn(4, *SHAPE, generator=generator)
-            weights = 0.3 * torch.randn(steps, steps, generator=generator).tril(-1)
-            lengths = torch.softmax(torch.randn(steps, generator=generator), 0)
-            sampler = kind(steps, object(), object(), null_class=0, guidance_fn=lambda out, _: out.chunk(2)[1])
-            sampler._raw_solver_coeffs.data.copy_(weights)
-            sampler._raw_timedeltas.data.copy_(lengths)
-            with torch.no_grad():
-                theirs = torch.stack(sampler(net, noise, labels, return_x_trajectory=True), 1)
-            t = torch.cat([torch.ones(1), 1 - lengths.cumsum(0)])
-            t[-1] = 0
-            own = Schedule(t, ds_solver.rows_of(weights, t), "ds_solver", t, t[:-1])
-            ours = own.sample(flow, noise, return_trajectory=True)[1]
-            assert agreement(ours, theirs) < 1e-10
+    for steps in (3, 6, 8):
+        generator = torch.Generator().manual_seed(steps)
+        noise = torch.randn(4, *SHAPE, generator=generator)
+        weights = 0.3 * torch.randn(steps, steps, generator=generator).tril(-1)
+        lengths = torch.softmax(torch.randn(steps, generator=generator), 0)
+        theirs, own = ds_solver_states(flow.velocity, noise, weights, lengths)
+        ours = own.sample(flow, noise, return_trajectory=True)[1]
+        assert agreement(ours, theirs) < 1e-10
 
 
 @pytest.mark.parametrize("steps", [3, 6])
@@ -154,32 +146,13 @@ def test_ds_solver_states(double):
 def test_dyweight_states(double, steps, told):
     """dyweight_sampler with random weights. Its last level is tiny, and it divides by sigma + 1e-8. With factors the
     network's input differs (see the file), so that the levels that it is told are compared instead."""
-    levels = []
-    low = 1e-6
-    model = EDMModel(mixture(1, shape=SHAPE).edm().fn, low, 80.0)
+    model = EDMModel(mixture(1, shape=SHAPE).edm().fn, LOW, 80.0)
     generator = torch.Generator().manual_seed(steps)
     noise = torch.randn(4, *SHAPE, generator=generator)
     weights = torch.eye(steps) + 0.1 * torch.randn(steps, steps, generator=generator).tril()
     weights = weights / weights.sum(1, keepdim=True) * (1 - 0.1 * torch.rand(steps, 1, generator=generator))
     factors = 1 + 0.05 * torch.randn(steps, generator=generator) if told else None
-
-    def net(x, sigma, class_labels=None):
-        levels.append(float(sigma))
-        return model.fn(x, sigma.reshape(-1).expand(len(x)))
-
-    with checkout("DyWeight", stubs=ONE_PROCESS):
-        sampler = importlib.import_module("solvers").dyweight_sampler
-        with torch.no_grad():
-            theirs = sampler(
-                net, noise, num_steps=steps + 1, sigma_min=low, sigma_max=80.0, hybrid_weights=weights, t_scale=factors
-            )
-    sigma = torch.linspace(80 ** (1 / 7), low ** (1 / 7), steps + 1) ** 7
-    t = sigma / (1 + sigma)
-    t[-1] = 0
-    true = dyweight.true_times(weights, t, 0.0)
-    reached = true[:-1] / (1 - true[:-1])
-    assert agreement(reached * (factors if told else 1), torch.tensor(levels)) < 1e-8
+    theirs, own, (levels, ours) = dyweight_states(model, noise, weights, factors)
+    assert agreement(ours, levels) < 1e-8
     if not told:
-        rows = dyweight.rows_of(weights, true, t)
-        own = Schedule(true, rows, "dyweight", true, true[:-1], "edm", carries="epsilon")
         assert agreement(own.sample(model, noise), theirs) < 1e-5

@@ -1,4 +1,5 @@
-"""GITS, DM and LD3 beside their authors' code on the bundled model; skipped without OSS_PEERS (see `test_peers`)."""
+"""GITS, DM, LD3, DS-Solver and DyWeight beside their authors' code on the bundled model; skipped without OSS_PEERS
+(see `test_peers`)."""
 
 from __future__ import annotations
 
@@ -8,7 +9,15 @@ import pytest
 import torch
 from helpers.ld3 import learner
 from helpers.peers import agreement, checkout
-from helpers.rivals import LD3_STUBS, LOW, gits_grid, gits_nodes, ld3_loss_and_slope
+from helpers.rivals import (
+    LD3_STUBS,
+    LOW,
+    ds_solver_states,
+    dyweight_states,
+    gits_grid,
+    gits_nodes,
+    ld3_loss_and_slope,
+)
 
 from oss_ext import EDMModel, zoo
 from oss_ext.baselines import dm, gits
@@ -68,3 +77,31 @@ def test_ld3_loss_and_gradient(double, which):
     _, losses = own._slopes(torch.arange(2))
     off, off_slope = agreement(losses.mean(), theirs), agreement(own.raw.grad, slope)
     assert off < 1e-5 and off_slope < 1e-4
+
+
+def test_ds_solver_states(double):
+    """Six steps with random weights and lengths, every state."""
+    flow = zoo.load("photo32", dtype=torch.float64)
+    noise, cond = flow.noise(2)
+    generator = torch.Generator().manual_seed(0)
+    weights = 0.3 * torch.randn(6, 6, generator=generator).tril(-1)
+    lengths = torch.softmax(torch.randn(6, generator=generator), 0)
+    label = cond["label"].repeat(2)  # its guidance asks for both halves of a batch
+
+    def velocity(x, t):
+        return flow.velocity(x, t, {"label": label[: len(x)]})
+
+    theirs, own = ds_solver_states(velocity, noise, weights, lengths)
+    ours = own.sample(flow, noise, cond, return_trajectory=True)[1]
+    assert agreement(ours, theirs) < 1e-9
+
+
+def test_dyweight_states(double):
+    """Six steps with random weights, the end."""
+    model, shape = photo32()
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, *shape, generator=generator)
+    weights = torch.eye(6) + 0.1 * torch.randn(6, 6, generator=generator).tril()
+    weights = weights / weights.sum(1, keepdim=True) * (1 - 0.1 * torch.rand(6, 1, generator=generator))
+    theirs, own, _ = dyweight_states(model, noise, weights)
+    assert agreement(own.sample(model, noise), theirs) < 1e-5

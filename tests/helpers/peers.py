@@ -44,10 +44,16 @@ def checkout(name, *needs, source="", bare=(), stubs=None):
         yield
     finally:
         sys.path.remove(str(folder))
-        for module in set(sys.modules) - before:
-            where = getattr(sys.modules[module], "__file__", None)
+        # All places before any is forgotten: a namespace package, which has no file, asks its parent for its own.
+        places = {module: _place(sys.modules[module]) for module in set(sys.modules) - before}
+        for module, where in places.items():
             if module in (stubs or {}) or module in bare or (where and Path(where).is_relative_to(folder)):
                 del sys.modules[module]
+
+
+def _place(module):
+    """The file of a module, or a folder of a package without one."""
+    return getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
 
 
 @torch.no_grad()
