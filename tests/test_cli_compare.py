@@ -85,6 +85,29 @@ def test_it_goes_on_where_it_stopped_and_writes_everything(folder: Path) -> None
         assert now["psnr"] == before["psnr"] and now["ssim"] != before["ssim"]
 
 
+def test_costs_are_rows_that_are_asked_for(folder: Path) -> None:
+    names = ["--cost", "x0", "--cost", "features", "--only", "costs", "--only", "teacher", "--reference-steps", 12]
+    few = [*SMALL[: SMALL.index("--only")], "--features", "tiny:features", "--json"]
+    found = one_object(run(*few, *names))
+    assert not found["failed"]
+    assert {(row["group"], row["name"]) for row in found["rows"]} == {
+        ("teacher", "8 steps"), ("costs", "x0"), ("costs", "OSS, per sample, x0"), ("costs", "features of x0"),
+        ("costs", "OSS, per sample, features of x0"),
+    }  # fmt: skip
+    plain, listed = run(*few[:-1], "--list"), run(*few[:-1], "--list", *names[:4])
+    assert set(listed.output.split("\n")) - set(plain.output.split("\n")) == {
+        f"costs/{start}{name}/euler" for start in ("", "OSS, per sample, ") for name in ("x0", "features of x0")
+    }
+    inner = run(*few, "--cost", "3", "--only", "costs", "--out", "inner")
+    assert inner.exit_code == 1 and "holds no torch.nn.Module as .network or .fn" in " ".join(inner.stderr.split())
+    wanting = run(*SMALL[: SMALL.index("--only")], "--cost", "features")
+    assert wanting.exit_code == 2 and "cost: got features without --features" in " ".join(wanting.output.split())
+    bundled = ["compare", "photo32", "--list", "--cost", "blocks.3", "--cost", "features", "--only", "costs"]
+    assert run(*bundled, "--device", "cpu").output.split("\n")[:2] == [
+        "costs/features of x0/euler", "costs/OSS, per sample, features of x0/euler",
+    ]  # fmt: skip
+
+
 def test_errors_and_lists(folder: Path) -> None:
     listed = run("compare", "tiny:build", "--list", "--only", "rivals/LD3*")
     assert listed.output.split("\n")[0] == "rivals/LD3/unipc_3"

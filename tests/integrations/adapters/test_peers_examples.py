@@ -69,9 +69,9 @@ def test_lsun(example, tmp_path, monkeypatch):
     small = {"image_size": 16, "num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,2", "learn_sigma": True}
     with checkout("guided-diffusion"):
         create = importlib.import_module("guided_diffusion.script_util").create_model
-        torch.save(shaken(create(**small)).state_dict(), tmp_path / "bedroom.pt")
+        save_file(shaken(create(**small)).state_dict(), tmp_path / "bedroom.safetensors")
         schedule = example(
-            "search_lsun", "--repo", repo("guided-diffusion"), "--checkpoint", tmp_path / "bedroom.pt",
+            "search_lsun", "--repo", repo("guided-diffusion"), "--checkpoint", tmp_path / "bedroom.safetensors",
             change=lambda module: monkeypatch.setattr(module, "BEDROOM", small),
         )  # fmt: skip
     assert schedule.provenance.model["clip_denoised"] is True
