@@ -3,6 +3,7 @@
     python docs/make_results.py measure --out DIR          # on a GPU; goes on where an earlier run stopped
     python docs/make_results.py prepare --out DIR          # beforehand, on any machine: what needs no model
     python docs/make_results.py measure --out DIR --study main --limit-seconds 300
+    python docs/make_results.py measure --out DIR --side-by-side 6   # so many processes at once, on all GPUs in turn
     python docs/make_results.py collect --out DIR          # tables to benchmarks/results, pictures to docs/images
     python docs/make_results.py page                       # docs/results.md, from those files alone
     python docs/make_results.py measure --out /tmp/small --small --device cpu
@@ -15,11 +16,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -73,6 +76,11 @@ class Study:
     @property
     def cases(self) -> list[tuple[str, float]]:
         return [(name, scale) for name, scales in self.models for scale in scales]
+
+    @property
+    def hardest_first(self) -> list[tuple[str, float]]:
+        """Its cases, those with guidance, which evaluates twice, before the others."""
+        return sorted(self.cases, key=lambda case: case[1] == 1)
 
     def small(self) -> Study:
         """The same with so few noises and steps that a CPU makes it in a minute or two."""
@@ -149,22 +157,27 @@ def measure(options: argparse.Namespace) -> None:
     """Every study that was asked for, into a folder of its own; `--limit-seconds` is for all of them together."""
     began, device = time.perf_counter(), torch.device(options.device)
     torch.backends.cuda.matmul.allow_tf32 = False
+    together = options.side_by_side > 1 and options.case is None
+
+    def left() -> float | None:
+        return None if options.limit_seconds is None else options.limit_seconds - (time.perf_counter() - began)
+
+    if together:
+        side_by_side(options, left)
     for study in wanted(options):
-        left = None if options.limit_seconds is None else options.limit_seconds - (time.perf_counter() - began)
         folder = options.out / study.name
         folder.mkdir(parents=True, exist_ok=True)
-        processes = _side_by_side(options, study, left) if options.side_by_side else 1
-        if left is not None:
-            left = options.limit_seconds - (time.perf_counter() - began)
         some = subjects(study, device)
         found = compare(
             some, study.rows, study.budgets, guide=study.guide, out=folder / "cells", batch_size=BATCH[device.type],
-            features=bundled_features(device) if study.features else None, limit_seconds=left,
-            prepare=options.command == "prepare", progress=True,
+            features=bundled_features(device) if study.features else None, limit_seconds=left(),
+            prepare=options.command == "prepare", progress=not together,
         )  # fmt: skip
         if options.command == "prepare":
             continue
-        about = environment(device) | {"processes": processes}
+        about = environment(device) | {"processes": options.side_by_side}
+        if together and device.type == "cuda" and torch.cuda.device_count() > 1:
+            about["device"] = f"{torch.cuda.device_count()} x {about['device']}"
         result = save(found, study.rows, folder, about, figures=False)
         if study.name == "calibration" and found.cells:
             _amplitudes(study, found, folder)
@@ -178,25 +191,49 @@ def measure(options: argparse.Namespace) -> None:
         for failure in found.failed:
             print("FAILED", *failure)
         print(f"{study.name}: {len(found.cells)} cells, {len(found.left)} left, {found.seconds:.0f} s", flush=True)
+    if options.command == "measure" and EXPERTS in (options.study or [EXPERTS]) and (left() is None or left() > 0):
+        measure_experts(options)
 
 
-def _side_by_side(options: argparse.Namespace, study: Study, left: float | None) -> int:
-    """Measures the study's cases in a process each, which leave their cells: small networks leave most of a GPU idle.
-    The seconds that are noted then are those of a shared GPU. Returns how many there were."""
-    if len(study.cases) == 1:
-        return 1
-    command = [sys.executable, __file__, options.command, "--out", str(options.out), "--study", study.name]
+def side_by_side(options: argparse.Namespace, left: Callable[[], float | None]) -> None:
+    """Measures every case of the studies in a process of its own, some at once: small networks leave most of a GPU
+    idle. What they measured is in their cells, and in DIR/log what they printed; a process that fails is named."""
+    jobs = [(study.name, f"{name}:{scale:g}") for study in wanted(options) for name, scale in study.hardest_first]
+    if options.command == "measure" and EXPERTS in (options.study or [EXPERTS]):
+        jobs.append((EXPERTS, "-"))
+    running: list[tuple[str, subprocess.Popen[bytes]] | None] = [None] * options.side_by_side
+    (options.out / "log").mkdir(exist_ok=True)
+    while jobs or any(running):
+        seconds = left()
+        if seconds is not None and seconds <= 0:
+            jobs.clear()
+        for place, one in enumerate(running):
+            if one is not None and one[1].poll() is not None:
+                print(f"{one[0]}: {'done' if one[1].returncode == 0 else 'FAILED'}", flush=True)
+                running[place] = one = None
+            if one is None and jobs:
+                study, case = jobs.pop(0)
+                running[place] = (f"{study} {case}", _process(options, study, case, seconds, place))
+        time.sleep(0.1)
+
+
+def _process(
+    options: argparse.Namespace, study: str, case: str, seconds: float | None, place: int
+) -> subprocess.Popen[bytes]:
+    """One that measures a case of a study. place: among those at once, which chooses the GPU."""
+    command = [sys.executable, __file__, options.command, "--out", str(options.out), "--study", study]
     command += ["--device", options.device, "--iterations", str(options.iterations)]
+    command += ["--side-by-side", str(options.side_by_side), "--case", case]
     command += [*([] if options.graph else ["--no-graph"]), *(["--small"] if options.small else [])]
-    command += [] if left is None else ["--limit-seconds", str(left)]
-    running = [
-        subprocess.Popen([*command, "--case", f"{name}:{scale:g}"], stdout=subprocess.DEVNULL)
-        for name, scale in study.cases
-    ]
-    ended = [process.wait() for process in running]
-    if any(ended):
-        raise RuntimeError(f"{study.name}: the processes of {study.cases} ended with {ended}")
-    return len(ended)
+    command += [] if seconds is None else ["--limit-seconds", str(seconds)]
+    environ = dict(os.environ)
+    if options.device == "cuda" and torch.cuda.device_count() > 1:
+        named = environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+        gpus = named.split(",")
+        environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
+    log = options.out / "log" / f"{study}_{case.replace(':', '_')}.txt"
+    with log.open("wb") as stream:
+        return subprocess.Popen(command, env=environ, stdout=stream, stderr=subprocess.STDOUT)
 
 
 def measure_experts(options: argparse.Namespace) -> None:
@@ -297,15 +334,15 @@ def main() -> None:
     parser.add_argument("--limit-seconds", type=float)
     parser.add_argument("--iterations", type=int, default=150, help="of rivals that are trained")
     parser.add_argument("--no-graph", dest="graph", action="store_false", help="train them without CUDA graphs")
-    parser.add_argument("--side-by-side", action="store_true", help="a process for each model and guidance scale")
+    parser.add_argument(
+        "--side-by-side", type=int, default=1, help="processes at once, one a study, model and guidance"
+    )
     parser.add_argument("--case", metavar="MODEL:GUIDANCE", help="of these studies' models this one alone")
     parser.add_argument("--small", action="store_true", help="few noises and steps: to see that it works")
     options = parser.parse_args()
     if options.command in ("prepare", "measure"):
         options.out.mkdir(parents=True, exist_ok=True)
         measure(options)
-        if options.command == "measure" and EXPERTS in (options.study or [EXPERTS]):
-            measure_experts(options)
     elif options.command == "collect":
         collect(options)
     else:

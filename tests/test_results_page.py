@@ -165,3 +165,14 @@ def test_a_study_is_measured_and_goes_on(tmp_path: Path) -> None:
     again = subprocess.run([*command, "measure", *options], check=True, capture_output=True, text=True).stdout
     assert json.loads((tmp_path / "table3_100" / "compare.json").read_text())["rows"] == result["rows"]
     assert "0 left" in again
+
+
+@pytest.mark.slow
+def test_studies_are_measured_side_by_side(tmp_path: Path) -> None:
+    command = [sys.executable, str(DOCS / "make_results.py"), "measure", "--out", str(tmp_path), "--small"]
+    command += ["--device", "cpu", "--side-by-side", "2", "--study", "table3_100", "--study", "table3_200"]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    for name in ("table3_100", "table3_200"):
+        assert f"{name} photo32:1: done" in printed and f"{name}: 4 cells, 0 left" in printed
+        assert "4 cells, 0 left" in (tmp_path / "log" / f"{name}_photo32_1.txt").read_text()
+        assert json.loads((tmp_path / name / "compare.json").read_text())["processes"] == 2

@@ -82,7 +82,8 @@ def compare(
     budgets: network evaluations a sample. guide: the teacher and the reference. out: a folder that finished cells are
     kept in; those that are there already are not made again, unless the row's recipe changed. features: for
     distribution distances; cells that lack them are sampled again. candidates: nodes that searches look at, where rows
-    leave it open. data_range, batch_size: as for `psnr` and `dp_search`. limit_seconds: after it no row is begun.
+    leave it open. data_range, batch_size: as for `psnr` and `dp_search`. limit_seconds: after it no row is begun,
+    nor another budget of one that is trained.
     prepare: only make and keep what needs no evaluation of a model (`Row.free`), to spare a GPU the wait.
     report: told every cell as it is measured. progress: a bar over rows.
 
@@ -113,17 +114,21 @@ def compare(
     units = [(run, [row for row in rows if row.priority == level]) for level in levels for run in runs]
     left: list[tuple[str, str, int]] = []
     failed: list[tuple[str, str, str]] = []
+
+    def late() -> bool:
+        return limit_seconds is not None and time.perf_counter() - began > limit_seconds
+
     with tqdm(total=sum(len(some) for _, some in units), desc="rows", disable=not progress, smoothing=0) as bar:
         for run, some in units:
             for row in some:
                 bar.set_postfix_str(f"{run.case.subject.title}: {row.key}", refresh=False)
-                late = limit_seconds is not None and time.perf_counter() - began > limit_seconds
                 missing = run.missing(row)
-                if missing and late:
+                if missing and late():
                     left += [(run.case.subject.title, row.key, budget) for budget in missing]
                 elif missing:
                     try:
-                        run.make(row, missing, prepare)
+                        unmade = run.make(row, missing, late, prepare)
+                        left += [(run.case.subject.title, row.key, budget) for budget in unmade]
                     except (ValueError, RuntimeError, ImportError) as error:  # one row's: too little memory, no scipy
                         failed.append((run.case.subject.title, row.key, " ".join(str(error).split())))
                 bar.update()
@@ -167,7 +172,10 @@ class _Run:
         whole = self._features is not None and cell.ssim is not None and len(cell.psnr) == len(self.case.noise)
         return not whole or (self._features is not None and self._features.name in cell.distances)
 
-    def make(self, row: Row, budgets: tuple[int, ...], prepare: bool = False) -> None:
+    def make(
+        self, row: Row, budgets: tuple[int, ...], late: Callable[[], bool], prepare: bool = False
+    ) -> tuple[int, ...]:
+        """Makes what is missing; returns the budgets of a trained row that it is too late for."""
         if not prepare:
             self._prepare()
         unmade = []
@@ -181,6 +189,10 @@ class _Run:
             task = Task(self.case, self._of(row), self._lookup)
             for budget, made in row.make(task, tuple(unmade)):
                 self._take(row, budget, made)
+                unmade.remove(budget)
+                if row.trained and late():
+                    break
+        return tuple(unmade)
 
     def _take(self, row: Row, budget: int, made: Made) -> None:
         cell = cell_of(self.case, row, budget, made)
