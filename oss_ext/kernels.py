@@ -10,14 +10,14 @@ cannot run (no driver, no GPU, a CPU-only build) raises RuntimeError that says s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from oss_ext.build import _C
 
-__all__ = ["MAX_BASIS", "advance", "gram", "min_plus", "min_reduce", "pairwise_cost"]
+__all__ = ["MAX_BASIS", "advance", "best_step", "gram", "min_plus", "min_reduce", "pairwise_cost"]
 
 MAX_BASIS: int = _C.MAX_BASIS
 """Most vectors a basis may hold: a node's state, its model output and four earlier predictions."""
@@ -164,6 +164,65 @@ def advance(
         _launch(first.device),
     )
     return out
+
+
+def best_step(
+    basis: Sequence[Tensor],
+    coefficients: Tensor,
+    target: Tensor,
+    *,
+    place: Tensor | None = None,
+    sources: tuple[int, int] | None = None,
+    joint: bool = False,
+    out: Tensor | None = None,
+    exchange: Callable[[str, Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """What `pairwise_cost`, `min_reduce` and `advance` find, for the price of reading the rows twice: on a GPU, tensor
+    cores bound all costs, and only those that may be the least are computed, in float64.
+
+    The bounds are proven (csrc/include/oss_ext/cuda/screen.cuh), so that the backpointers are those of exact costs; they
+    are close, and this is fast, where the coefficients of a step are affine in `place`, as Euler's are.
+
+    Args:
+        basis, coefficients, target, sources: as for `pairwise_cost`.
+        place: float64 [M], where along the trajectory the nodes are, such as their flow times; None: evenly spaced. Any
+            numbers give the same result.
+        joint: the samples share one choice, and `coefficients` are shared too.
+        out: as for `advance`.
+        exchange: for samples that are shared among processes. exchange("bounds", bytes) and exchange("exact", bytes) are
+            called with uint8 tensors and return them joined to those of the other processes, in the order of the
+            samples.
+
+    Returns:
+        (values, backpointers, states) as from `min_reduce` and `advance`, or None where this cannot be done so: on the
+        CPU, for float64, more than two basis vectors, rows that are not made of whole aligned 16 bytes, coefficients of
+        each sample's own with `joint`, and GPUs of little shared memory.
+    """
+    first = _first(basis)
+    batch, nodes, _ = first.shape
+    if first.device.type != "cuda":
+        return None
+    if place is None:
+        place = torch.linspace(1, 0, nodes, dtype=torch.float64, device=first.device)
+    if out is None:
+        out = torch.empty(first.shape, dtype=first.dtype, device=first.device)
+    shape = (nodes,) if joint else (batch, nodes)
+    values = torch.empty(shape, dtype=torch.float64, device=first.device)
+    backpointers = torch.empty(shape, dtype=torch.int32, device=first.device)
+    done = _C.best_step(
+        list(basis),
+        _floating("coefficients", coefficients, _accumulate_dtype(first.dtype)),
+        target,
+        _floating("place", place, torch.float64),
+        *_sources(sources, nodes),
+        joint,
+        values,
+        backpointers,
+        out,
+        exchange,
+        _launch(first.device),
+    )
+    return (values, backpointers, out) if done else None
 
 
 def gram(

@@ -1,5 +1,6 @@
 // The CUDA entries of a build without a CUDA compiler: each says so.
 #include "oss_ext/advance.h"
+#include "oss_ext/best_step.h"
 #include "oss_ext/device.h"
 #include "oss_ext/gram.h"
 #include "oss_ext/min_plus.h"
@@ -20,5 +21,11 @@ Status advance(const AdvanceParams&, int, void*) { return kNotCompiled; }
 int64_t gram_workspace(const GramParams&, int) { return kNotCompiled; }
 Status gram(const GramParams&, int, void*) { return kNotCompiled; }
 Status min_plus(const MinPlusParams&, int, void*) { return kNotCompiled; }
+int64_t screen_splits(const StepsParams&, int64_t, int64_t, int) { return kNotCompiled; }
+int64_t weigh_parts(const StepsParams&) { return kNotCompiled; }
+Status screen(const ScreenParams&, int, void*) { return kNotCompiled; }
+Status shortlist(const ShortlistParams&, int, void*) { return kNotCompiled; }
+Status weigh(const WeighParams&, int, void*) { return kNotCompiled; }
+Status choose(const ChooseParams&, int, void*) { return kNotCompiled; }
 
 }  // namespace oss_ext::cuda
