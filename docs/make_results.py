@@ -39,6 +39,7 @@ from oss_ext.cli_compare import bundled_features, environment, save, subject_of
 from oss_ext.compare import Comparison, Guide, Row, Subject, catalogue, chosen, compare
 from oss_ext.compare.case import Case
 from oss_ext.compare.catalogue import OSS_NOISES, POLISHING
+from oss_ext.compare.measures import Features
 from oss_ext.compare.rows import costed, per_sample, searched, stock, teacher
 from oss_ext.costs import Cost, Feature, Perceptual
 from oss_ext.files import whole_file
@@ -158,6 +159,7 @@ def measure(options: argparse.Namespace) -> None:
     began, device = time.perf_counter(), torch.device(options.device)
     torch.backends.cuda.matmul.allow_tf32 = False
     together = options.side_by_side > 1 and options.case is None
+    features: Features | None = None
 
     def left() -> float | None:
         return None if options.limit_seconds is None else options.limit_seconds - (time.perf_counter() - began)
@@ -167,10 +169,12 @@ def measure(options: argparse.Namespace) -> None:
     for study in wanted(options):
         folder = options.out / study.name
         folder.mkdir(parents=True, exist_ok=True)
+        if study.features and features is None:
+            features = bundled_features(device)
         some = subjects(study, device)
         found = compare(
             some, study.rows, study.budgets, guide=study.guide, out=folder / "cells", batch_size=BATCH[device.type],
-            features=bundled_features(device) if study.features else None, limit_seconds=left(),
+            features=features if study.features else None, limit_seconds=left(),
             prepare=options.command == "prepare", progress=not together,
         )  # fmt: skip
         if options.command == "prepare":
