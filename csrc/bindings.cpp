@@ -1,13 +1,13 @@
 // The Python module oss_ext._C: checks tensors, fills the parameter structs, calls the CPU or the CUDA entry.
 // Outputs are allocated by the caller (oss_ext/kernels.py); `allocate(bytes)` hands out CUDA workspace, and
 // `allocate_cost(parts)` the one output whose shape is decided here.
+#include "bindings_best_step.h"
+#include "kernel_arguments.h"
 #include "oss_ext/advance.h"
 #include "oss_ext/gram.h"
 #include "oss_ext/min_plus.h"
 #include "oss_ext/min_reduce.h"
 #include "oss_ext/pairwise_cost.h"
-#include "bindings_best_step.h"
-#include "kernel_arguments.h"
 
 namespace oss_ext::python {
 namespace {

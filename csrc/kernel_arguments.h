@@ -115,7 +115,7 @@ TensorArgument take_target(py::handle object, Params& params, const TensorArgume
 }
 
 inline const void* take_vector(const py::object& object, const char* name, int64_t length, const std::string& dtype,
-                        const TensorArgument& like) {
+                               const TensorArgument& like) {
   if (object.is_none()) return nullptr;
   TensorArgument t = read_tensor(object, name);
   want_device(t, like);
@@ -126,7 +126,7 @@ inline const void* take_vector(const py::object& object, const char* name, int64
 }
 
 inline TensorArgument take_output(py::handle object, const char* name, const std::vector<int64_t>& shape,
-                           const std::string& dtype, const TensorArgument& like) {
+                                  const std::string& dtype, const TensorArgument& like) {
   TensorArgument t = read_tensor(object, name);
   want_device(t, like);
   want_dtype(t, dtype);

@@ -1,7 +1,6 @@
-#include "oss_ext/best_step.h"
-
 #include <algorithm>
 
+#include "oss_ext/best_step.h"
 #include "oss_ext/cuda/screen.cuh"
 #include "oss_ext/cuda/shortlist.cuh"
 #include "oss_ext/cuda/weigh.cuh"
@@ -39,30 +38,48 @@ bool aligned(const StepsParams& params, int64_t bytes) {
   return all;
 }
 
+// The run length for so many targets: runs of even length, in tiles of two.
+struct Runs {
+  int64_t count, length;
+  int blocks;  // of ScreenTile
+};
+Runs runs_of(int64_t targets) {
+  const int64_t count = std::max<int64_t>(ceil_div(targets, 64), 2),
+                length = std::max<int64_t>(ceil_div(targets, count), 1);
+  return {count, length, length <= 32 ? 4 : length <= 56 ? 7 : 8};
+}
+
+// body(element, P, blocks), as types.
 template <typename Body>
 Status dispatch_screen(const StepsParams& params, Body&& body) {
   return dispatch_float(params.dtype, [&](auto element) {
-    return params.basis_count == 1 ? body(element, Int<1>{}) : body(element, Int<2>{});
+    const auto with_basis = [&](auto count) {
+      switch (runs_of(params.nodes - 1).blocks) {
+        case 4:
+          return body(element, count, Int<4>{});
+        case 7:
+          return body(element, count, Int<7>{});
+        default:
+          return body(element, count, Int<8>{});
+      }
+    };
+    return params.basis_count == 1 ? with_basis(Int<1>{}) : with_basis(Int<2>{});
   });
 }
 
 // Tiles of even size, and the splits of the dims that give every multiprocessor a block.
-template <typename T, int P>
+template <class Tile>
 ScreenArgs plan_screen(const StepsParams& params, int64_t source_begin, int64_t source_end, int device) {
-  using Tile = ScreenTile<T, P>;
   ScreenArgs args{};
   args.joint = params.joint;
   args.groups = params.joint ? 1 : params.batch;
   args.source_begin = source_begin;
   args.source_end = source_end;
-  const auto even = [](int64_t length, int64_t most, int64_t unit) {
-    if (length <= 0) return unit;
-    return ceil_div(ceil_div(length, ceil_div(length, most)), unit) * unit;
-  };
-  args.tile_targets = even(params.nodes - 1, Tile::kTargets, 8);
-  args.tile_sources = even(source_end - source_begin, Tile::kSources, 16);
-  args.tiles =
-      ScreenPlace::count(source_begin, source_end, params.nodes, args.tile_sources, args.tile_targets);
+  args.run = runs_of(params.nodes - 1).length;
+  args.tile_targets = Tile::kRuns * args.run;
+  const int64_t sources = std::max<int64_t>(source_end - source_begin, 1);
+  args.tile_sources = ceil_div(ceil_div(sources, ceil_div(sources, Tile::kSources)), 16) * 16;
+  args.tiles = ScreenPlace::count(source_begin, source_end, params.nodes, args.tile_sources, args.tile_targets);
   args.chunks_per_sample = ceil_div(params.dim, Tile::kChunk);
   args.chunks = args.chunks_per_sample * (params.joint ? params.batch : 1);
   const int64_t blocks = std::max<int64_t>(args.tiles * args.groups, 1);
@@ -70,7 +87,8 @@ ScreenArgs plan_screen(const StepsParams& params, int64_t source_begin, int64_t 
   // Rounds of blocks, each as long as its chunks and what a block costs apart from them.
   constexpr int64_t kBlockChunks = 6;
   int64_t best = INT64_MAX;
-  for (int64_t splits = 1; splits <= std::max<int64_t>(1, std::min(args.chunks, ceil_div(2 * at_once, blocks))); ++splits) {
+  for (int64_t splits = 1; splits <= std::max<int64_t>(1, std::min(args.chunks, ceil_div(2 * at_once, blocks)));
+       ++splits) {
     const int64_t took = ceil_div(blocks * splits, at_once) * (ceil_div(args.chunks, splits) + kBlockChunks);
     if (took < best) {
       best = took;
@@ -106,10 +124,9 @@ int64_t screen_splits(const StepsParams& params, int64_t source_begin, int64_t s
     return -1;
   }
   int64_t splits = 0;
-  dispatch_screen(params, [&](auto element, auto count) {
-    using T = decltype(element);
-    constexpr int P = decltype(count)::value;
-    if (shared >= ScreenTile<T, P>::kBytes) splits = plan_screen<T, P>(params, source_begin, source_end, device).splits;
+  dispatch_screen(params, [&](auto element, auto count, auto blocks) {
+    using Tile = ScreenTile<decltype(element), decltype(count)::value, decltype(blocks)::value>;
+    if (shared >= Tile::kBytes) splits = plan_screen<Tile>(params, source_begin, source_end, device).splits;
     return kOk;
   });
   return splits;
@@ -118,10 +135,11 @@ int64_t screen_splits(const StepsParams& params, int64_t source_begin, int64_t s
 Status screen(const ScreenParams& params, int device, void* stream) {
   DeviceGuard guard(device);
   if (guard.status() != kOk) return guard.status();
-  return dispatch_screen(params, [&](auto element, auto count) {
+  return dispatch_screen(params, [&](auto element, auto count, auto run) {
     using T = decltype(element);
-    constexpr int P = decltype(count)::value;
-    ScreenArgs args = plan_screen<T, P>(params, params.source_begin, params.source_end, device);
+    constexpr int P = decltype(count)::value, kBlocks = decltype(run)::value;
+    using Tile = ScreenTile<T, P, kBlocks>;
+    ScreenArgs args = plan_screen<Tile>(params, params.source_begin, params.source_end, device);
     if (args.splits != params.splits) return kInvalidArgument;
     take_rows(params, args);
     args.coefficients = static_cast<const float*>(params.coefficients);
@@ -130,11 +148,10 @@ Status screen(const ScreenParams& params, int device, void* stream) {
     args.bounds = params.bounds;
     const int64_t blocks = args.tiles * args.groups * args.splits;
     if (blocks == 0) return kOk;
-    constexpr int kBytes = ScreenTile<T, P>::kBytes;
-    const auto kernel = screen_tiles<T, P>;
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+    const auto kernel = screen_tiles<T, P, kBlocks>;
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::kBytes);
     if (error != cudaSuccess) return static_cast<Status>(error);
-    kernel<<<blocks, ScreenTile<T, P>::kThreads, kBytes, static_cast<cudaStream_t>(stream)>>>(args);
+    kernel<<<blocks, Tile::kThreads, Tile::kBytes, static_cast<cudaStream_t>(stream)>>>(args);
     return launch_status();
   });
 }

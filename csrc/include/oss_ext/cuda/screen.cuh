@@ -1,19 +1,21 @@
 // Bounds of the costs of all steps i -> j from half-precision tensor cores.
 //
-// With y_f and y_l the targets at both ends of a run of targets, and l_j the share of the way from y_l to y_f that j has
-// by its place, a residual is cut into
-//     z_ij - y_j = f_ij - y''_j,    y''_j = y_j - (l_j y_f + (1 - l_j) y_l),    f_ij = w_ij r0_i + (1 - w_ij) r1_i + ...
+// With y_f and y_l the targets at both ends of a run of targets, and l_j the share of the way from y_l to y_f that j
+// has by its place, a residual is cut into
+//     z_ij - y_j = f_ij - y''_j,    y''_j = y_j - (l_j y_f + (1 - l_j) y_l),    f_ij = w_ij r0_i + (1 - w_ij) r1_i +
+//     ...
 // where r0_i and r1_i are what the steps of i to two targets of the run miss the straight line by. All three are small
 // where steps are good, so that nothing cancels in
 //     |z_ij - y_j|^2 = |f_ij|^2 - 2 <f_ij, y''_j> + |y''_j|^2.
 // The products <r, y''> come from tensor cores, each number as the sum of two halves (22 bits). For a step whose
-// coefficients are affine in the place (Euler's are), f_ij is those two terms alone; what is left of others, |...|, goes
-// into the bound.
+// coefficients are affine in the place (Euler's are), f_ij is those two terms alone; what is left of others, |...|,
+// goes into the bound.
 //
-// The bound. Let n_f = |w r0| + |(1 - w) r1| and n_y = |y''|. A float sum of n terms is off by at most n 2^-24 of the sum
-// of their sizes, and a tensor core's sum of 16 products and one addend, whose addends may be cut at the largest one's
-// 24 bits, by 17 x 2^-23; |sum a b| <= |a| |b| then gives at most kappa (n_f + n_y)^2 in all. The vectors themselves are
-// off by roundings of their terms, and by what is left out, E in norm: |norm' - norm| <= E. Non-finite: no bound.
+// The bound. Let n_f = |w r0| + |(1 - w) r1| and n_y = |y''|. A float sum of n terms is off by at most n 2^-24 of the
+// sum of their sizes, and a tensor core's sum of 16 products and one addend, whose addends may be cut at the largest
+// one's 24 bits, by 17 x 2^-23; |sum a b| <= |a| |b| then gives at most kappa (n_f + n_y)^2 in all. The vectors
+// themselves are off by roundings of their terms, and by what is left out, E in norm: |norm' - norm| <= E. Non-finite:
+// no bound.
 #pragma once
 
 #include "oss_ext/best_step.h"
@@ -27,23 +29,26 @@ struct ScreenArgs : RowArgs {
   const double* place;
   int64_t source_begin, source_end;
   int64_t groups, tiles, splits;
-  int64_t tile_sources, tile_targets;  // at most ScreenTile's, multiples of 16 and 8
+  int64_t tile_sources, tile_targets;  // at most ScreenTile's
+  int64_t run;                         // targets of a run, at most ScreenTile's
   int64_t chunks_per_sample, chunks;   // chunks: of a group
   bool joint;
   float* bounds;
 };
 
-template <typename T, int P>
+// kBlocks: of 8 targets, what a run is long.
+template <typename T, int P, int kBlocks>
 struct ScreenTile {
-  static constexpr int kWarps = 8, kThreads = 32 * kWarps;
-  static constexpr int kSources = 16 * kWarps, kRun = 64, kRuns = 2, kTargets = kRun * kRuns;
+  static constexpr int kBands = 4, kRun = 8 * kBlocks, kRuns = 2;  // a warp has 32 sources and a run of targets
+  static constexpr int kThreads = 32 * kBands * kRuns;
+  static constexpr int kSources = 32 * kBands, kTargets = kRun * kRuns;
   static constexpr int kChunk = 128 / static_cast<int>(sizeof(T));  // numbers of a row at a time: 128 bytes
   static constexpr int kQuads = kChunk / 4;
   static constexpr int kStages = 3;
   static constexpr int kRows = P * kSources + kTargets;
   static constexpr int kStageBytes = kRows * 128;
   static constexpr int kHalvesBytes = kTargets * kQuads * 16;  // per quad of a target: four high, four low halves
-  static constexpr int kRowNumbers = 2 * P + 2;  // of a source and a run: both steps' coefficients, l, 1 / the way
+  static constexpr int kRowNumbers = P == 1 ? 4 : 8;  // of a source and a run: l, 1 / the way, both steps' coefficients
   static constexpr int kTableBytes = (kRuns * kSources * kRowNumbers + 2 * kTargets) * 4;
   static constexpr int kNormBytes = (kTargets + 2 * kRuns) * kQuads * 4;  // of bent targets, of the runs' ends
   static constexpr int kBytes = kStages * kStageBytes + 2 * kHalvesBytes + kTableBytes + kNormBytes;
@@ -51,7 +56,7 @@ struct ScreenTile {
 
 // Where tile `index` of the upper triangle is: columns of targets, each with its sources from the first on.
 struct ScreenPlace {
-  int64_t source, source_end, target, target_end;  // half open
+  int source, source_end, target, target_end;  // half open
 
   static __host__ __device__ int64_t bands(int64_t begin, int64_t end, int64_t last, int64_t height) {
     const int64_t some = (end < last ? end : last) - begin;  // sources below the last target
@@ -65,15 +70,16 @@ struct ScreenPlace {
     return total;
   }
   __device__ ScreenPlace(int64_t index, const ScreenArgs& args) {
-    target = 1;
-    for (;; target += args.tile_targets) {
-      target_end = min(target + args.tile_targets, args.nodes);
-      const int64_t here = bands(args.source_begin, args.source_end, target_end - 1, args.tile_sources);
-      if (index < here) break;
+    int64_t j = 1, here;
+    while (index >= (here = bands(args.source_begin, args.source_end, min(j + args.tile_targets, args.nodes) - 1,
+                                  args.tile_sources))) {
       index -= here;
+      j += args.tile_targets;
     }
-    source = args.source_begin + index * args.tile_sources;
-    source_end = min(min(source + args.tile_sources, args.source_end), target_end - 1);
+    target = static_cast<int>(j);
+    target_end = static_cast<int>(min(j + args.tile_targets, args.nodes));
+    source = static_cast<int>(args.source_begin + index * args.tile_sources);
+    source_end = static_cast<int>(min(min(source + args.tile_sources, args.source_end), int64_t{target_end} - 1));
   }
 };
 
@@ -116,59 +122,75 @@ __device__ __forceinline__ void copy_async_16_or_zero(void* shared, const void* 
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(at), "l"(global), "r"(wanted ? 16 : 0));
 }
 
-// One chunk of every row of the tile, zero beyond the dimension. Rows that the tile does not have are left as they are:
-// nothing of them is used.
-template <typename T, int P>
-__device__ __forceinline__ void load_screen_chunk(const ScreenArgs& args, const ScreenPlace& tile, int64_t sample,
-                                                  int64_t first, unsigned char* stage) {
-  using Tile = ScreenTile<T, P>;
-  constexpr int kUnit = 16 / static_cast<int>(sizeof(T)), kAtOnce = Tile::kThreads / 8;
-  const int unit = threadIdx.x % 8, row0 = threadIdx.x / 8;
-  const int swizzle = sizeof(T) == 4 ? (row0 & 1) << 2 : (row0 & 3) << 1;
-  unsigned char* to = stage + row0 * 128 + ((unit ^ swizzle) << 4);
-  const int64_t d = first + unit * kUnit;
-  const bool inside = d < args.dim;
-  const int sources = static_cast<int>(tile.source_end - tile.source);
-  const int targets = static_cast<int>(tile.target_end - tile.target);
+// Brings chunk after chunk of every row of the tile to shared memory, zero beyond the dimension. Rows that the tile
+// does not have are left as they are: nothing of them is used. Eight neighbouring threads copy a row.
+template <typename T, int P, class Tile>
+class ScreenLoader {
+  static constexpr int kAtOnce = Tile::kThreads / 8, kUnit = 16 / static_cast<int>(sizeof(T));
+
+ public:
+  __device__ ScreenLoader(const ScreenArgs& args, const ScreenPlace& tile, int64_t sample, int64_t number)
+      : sample_(sample), number_(number + threadIdx.x % 8 * kUnit) {
+    const int row = threadIdx.x / 8, swizzle = sizeof(T) == 4 ? (row & 1) << 2 : (row & 3) << 1;
+    to_ = row * 128 + ((static_cast<int>(threadIdx.x % 8) ^ swizzle) << 4);
+    find(args, tile);
+  }
+
+  __device__ __forceinline__ void load(const ScreenArgs& args, const ScreenPlace& tile, unsigned char* stage) {
+    const int row = threadIdx.x / 8;
+    const bool inside = number_ < args.dim;
 #pragma unroll
-  for (int p = 0; p < P; ++p) {
-    const T* from = args.basis_row<T>(p, sample, tile.source + row0) + (inside ? d : 0);
+    for (int p = 0; p <= P; ++p) {
+      const int count = p == P ? tile.target_end - tile.target : tile.source_end - tile.source;
+      const int64_t stride = p == P ? args.target_node_stride : args.node_stride[p];
 #pragma unroll
-    for (int m = 0; m < Tile::kSources / kAtOnce; ++m) {
-      if (row0 + m * kAtOnce < sources) {
-        copy_async_16_or_zero(to + (p * Tile::kSources + m * kAtOnce) * 128, from + m * kAtOnce * args.node_stride[p],
-                              inside);
+      for (int m = 0; m < ((p == P ? Tile::kTargets : Tile::kSources) + kAtOnce - 1) / kAtOnce; ++m) {
+        if (row + m * kAtOnce < count) {
+          copy_async_16_or_zero(stage + to_ + (p * Tile::kSources + m * kAtOnce) * 128, at_[p] + m * kAtOnce * stride,
+                                inside);
+        }
       }
+      at_[p] += Tile::kChunk;
+    }
+    number_ += Tile::kChunk;
+    if (number_ - threadIdx.x % 8 * kUnit >= args.dim) {
+      number_ = threadIdx.x % 8 * kUnit;
+      ++sample_;
+      find(args, tile);
     }
   }
-  const T* from = args.target_row<T>(sample, tile.target + row0) + (inside ? d : 0);
+
+ private:
+  __device__ __forceinline__ void find(const ScreenArgs& args, const ScreenPlace& tile) {
+    const int row = threadIdx.x / 8;
+    const int64_t sample = min(sample_, args.batch - 1);  // beyond the last one nothing is loaded
 #pragma unroll
-  for (int m = 0; m < Tile::kTargets / kAtOnce; ++m) {
-    if (row0 + m * kAtOnce < targets) {
-      copy_async_16_or_zero(to + (P * Tile::kSources + m * kAtOnce) * 128, from + m * kAtOnce * args.target_node_stride,
-                            inside);
-    }
+    for (int p = 0; p < P; ++p) at_[p] = args.basis_row<T>(p, sample, tile.source + row) + number_;
+    at_[P] = args.target_row<T>(sample, tile.target + row) + number_;
   }
-}
+
+  const T* at_[P + 1];
+  int64_t sample_, number_;
+  int to_;
+};
 
 // The targets of a chunk less their straight line, as halves for the tensor cores; their squares are summed on the way,
 // and after them those of the line's ends.
-template <typename T, int P>
-__device__ __forceinline__ void bend_targets(const unsigned char* stage, const float* share, int targets, uint4* halves,
-                                             float* norms) {
-  using Tile = ScreenTile<T, P>;
+template <typename T, int P, class Tile>
+__device__ __forceinline__ void bend_targets(const unsigned char* stage, const float* share, int targets, int length,
+                                             uint4* halves, float* norms) {
   constexpr int kAtOnce = Tile::kThreads / Tile::kQuads;
   const int quad = threadIdx.x % Tile::kQuads;
   const unsigned char* rows = stage + P * Tile::kSources * 128;
 #pragma unroll
   for (int run = 0; run < Tile::kRuns; ++run) {
-    const int first = run * Tile::kRun, last = min(first + Tile::kRun, targets) - 1;
+    const int first = run * length, last = min(first + length, targets) - 1;
     if (first >= targets) break;
     float line_first[4], line[4];
     read_quad<T>(rows, first, quad, line_first);
     read_quad<T>(rows, last, quad, line);
 #pragma unroll
-    for (int m = 0; m < Tile::kRun / kAtOnce; ++m) {
+    for (int m = 0; m < (Tile::kRun + kAtOnce - 1) / kAtOnce; ++m) {
       const int row = first + threadIdx.x / Tile::kQuads + m * kAtOnce;
       if (row > last) break;
       float y[4], bent[4];
@@ -205,11 +227,11 @@ __device__ __forceinline__ float over_quarter(float x) {
 }
 
 // Grid: splits * groups * tiles.
-template <typename T, int P>
-__global__ void __launch_bounds__(ScreenTile<T, P>::kThreads, 1)
+template <typename T, int P, int kBlocks>
+__global__ void __launch_bounds__(ScreenTile<T, P, kBlocks>::kThreads, 1)
     screen_tiles(const __grid_constant__ ScreenArgs args) {
-  using Tile = ScreenTile<T, P>;
-  constexpr int kRuns = Tile::kRuns, kBlocks = Tile::kRun / 8;
+  using Tile = ScreenTile<T, P, kBlocks>;
+  constexpr int kRuns = Tile::kRuns;
   extern __shared__ __align__(128) unsigned char shared[];
   unsigned char* stages = shared;
   uint4* halves = reinterpret_cast<uint4*>(shared + Tile::kStages * Tile::kStageBytes);
@@ -220,26 +242,26 @@ __global__ void __launch_bounds__(ScreenTile<T, P>::kThreads, 1)
 
   const ScreenPlace tile(blockIdx.x % args.tiles, args);
   const int64_t group = blockIdx.x / args.tiles % args.groups, split = blockIdx.x / args.tiles / args.groups;
-  const int64_t begin = args.chunks * split / args.splits, end = args.chunks * (split + 1) / args.splits;
-  const int sources = static_cast<int>(tile.source_end - tile.source);
-  const int targets = static_cast<int>(tile.target_end - tile.target);
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+  const int64_t begin = args.chunks * split / args.splits;
+  const int chunks = static_cast<int>(args.chunks * (split + 1) / args.splits - begin);
+  const int sources = tile.source_end - tile.source, targets = tile.target_end - tile.target;
+  const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+  const int band = threadIdx.x / 32 % Tile::kBands, run = threadIdx.x / 32 / Tile::kBands;  // this warp's
   const float* coefficients = args.coefficients + group * args.coefficient_stride;
 
-  const auto load = [&](int64_t chunk) {
-    if (chunk < end) {
-      const int64_t sample = args.joint ? chunk / args.chunks_per_sample : group;
-      const int64_t first = (args.joint ? chunk % args.chunks_per_sample : chunk) * Tile::kChunk;
-      load_screen_chunk<T, P>(args, tile, sample, first, stages + (chunk - begin) % Tile::kStages * Tile::kStageBytes);
-    }
+  const int length = static_cast<int>(args.run);
+  ScreenLoader<T, P, Tile> loader(args, tile, args.joint ? begin / args.chunks_per_sample : group,
+                                  (args.joint ? begin % args.chunks_per_sample : begin) * Tile::kChunk);
+  const auto load = [&](int chunk) {
+    if (chunk < chunks) loader.load(args, tile, stages + chunk % Tile::kStages * Tile::kStageBytes);
     commit_copies();
   };
-  load(begin);
-  load(begin + 1);
+  load(0);
+  load(1);
 
   for (int k = threadIdx.x; k < Tile::kNormBytes / 4; k += Tile::kThreads) norms[k] = 0.f;
   for (int k = threadIdx.x; k < targets; k += Tile::kThreads) {
-    const int first = k / Tile::kRun * Tile::kRun, last = min(first + Tile::kRun, targets) - 1;
+    const int first = k / length * length, last = min(first + length, targets) - 1;
     const double* place = args.place + tile.target;
     const double whole = place[first] - place[last], rest = place[k] - place[last];
     way[k] = static_cast<float>(rest);
@@ -248,144 +270,113 @@ __global__ void __launch_bounds__(ScreenTile<T, P>::kThreads, 1)
   __syncthreads();
   for (int k = threadIdx.x; k < kRuns * sources; k += Tile::kThreads) {
     const int run = k / sources, row = k % sources;
-    const int first = run * Tile::kRun, last = min(first + Tile::kRun, targets) - 1;
+    const int first = run * length, last = min(first + length, targets) - 1;
     const int64_t i = tile.source + row;
     float* numbers = table + (run * Tile::kSources + row) * Tile::kRowNumbers;
     const bool wanted = first < targets && i < tile.target + last;
-    const int64_t far = tile.target + last, near = max(tile.target + first, min(i + 1, far));
+    const int64_t far = tile.target + last, near = max(int64_t{tile.target} + first, min(i + 1, far));
 #pragma unroll
     for (int p = 0; p < P; ++p) {
-      numbers[p] = wanted ? coefficients[(i * args.nodes + near) * P + p] : 0.f;
-      numbers[P + p] = wanted ? coefficients[(i * args.nodes + far) * P + p] : 0.f;
+      numbers[2 + p] = wanted ? coefficients[(i * args.nodes + near) * P + p] : 0.f;
+      numbers[2 + P + p] = wanted ? coefficients[(i * args.nodes + far) * P + p] : 0.f;
     }
     const float whole = wanted ? way[near - tile.target] : 0.f;
-    numbers[2 * P] = wanted ? share[near - tile.target] : 0.f;
-    numbers[2 * P + 1] = whole == 0.f ? 0.f : 1.f / whole;
+    numbers[0] = wanted ? share[near - tile.target] : 0.f;
+    numbers[1] = whole == 0.f ? 0.f : 1.f / whole;
   }
 
-  float sum[kRuns][kBlocks][2][4] = {};  // [run][block of 8 targets][r0, r1]
-  float gram[kRuns][2][3] = {};          // [run][row g, g + 8]: |r0|^2, <r0, r1>, |r1|^2
-  float size[2][P] = {};                 // |u_p|^2
-  bool active[kRuns];
-#pragma unroll
-  for (int run = 0; run < kRuns; ++run) {
-    const int last = min((run + 1) * Tile::kRun, targets) - 1;
-    active[run] = run * Tile::kRun < targets && warp * 16 < sources && tile.source + warp * 16 < tile.target + last;
-  }
-  const bool second = targets > Tile::kRun;
+  const int first = run * length, last = min(first + length, targets) - 1;  // this warp's targets
+  const bool active = first < targets && band * 32 < sources && tile.source + band * 32 < tile.target + last;
+  const bool measures = active && last == targets - 1;  // the last run has every source that an earlier one has
+  float sum[kBlocks][4][4] = {};  // [block of 8 targets][r0, r1 of rows 0 to 15; of rows 16 to 31]
+  float gram[4][3] = {};          // [row g, g + 8, g + 16, g + 24]: |r0|^2, <r0, r1>, |r1|^2
+  float size[4][P] = {};          // |u_p|^2
 
   wait_copies<1>();
   __syncthreads();
-  if (begin < end) bend_targets<T, P>(stages, share, targets, halves, norms);
-  for (int64_t chunk = begin; chunk < end; ++chunk) {
+  if (chunks > 0) bend_targets<T, P, Tile>(stages, share, targets, length, halves, norms);
+  for (int chunk = 0; chunk < chunks; ++chunk) {
     wait_copies<0>();
     __syncthreads();
     load(chunk + 2);
-    const int at = static_cast<int>((chunk - begin) % Tile::kStages);
-    const unsigned char* stage = stages + at * Tile::kStageBytes;
-    if (chunk + 1 < end) {
-      const int next = at + 1 == Tile::kStages ? 0 : at + 1;
-      bend_targets<T, P>(stages + next * Tile::kStageBytes, share, targets,
-                         halves + (chunk + 1 - begin) % 2 * (Tile::kHalvesBytes / 16), norms);
+    if (chunk + 1 < chunks) {
+      bend_targets<T, P, Tile>(stages + (chunk + 1) % Tile::kStages * Tile::kStageBytes, share, targets, length,
+                               halves + (chunk + 1) % 2 * (Tile::kHalvesBytes / 16), norms);
     }
-    const uint4* bent = halves + (chunk - begin) % 2 * (Tile::kHalvesBytes / 16);
+    const unsigned char* stage = stages + chunk % Tile::kStages * Tile::kStageBytes;
+    const uint4* bent = halves + chunk % 2 * (Tile::kHalvesBytes / 16);
+    if (!active) continue;
+#pragma unroll 1
+    for (int step = 0; step < Tile::kChunk / 16; ++step) {
+      const int quad = step * 4 + q;
+      unsigned high[4][4], low[4][4];
+      float line[4], slope[4];
+      read_quad<T>(stage, P * Tile::kSources + first, quad, slope);
+      read_quad<T>(stage, P * Tile::kSources + last, quad, line);
 #pragma unroll
-    for (int part = 0; part < Tile::kChunk / 32; ++part) {
+      for (int e = 0; e < 4; ++e) slope[e] -= line[e];
 #pragma unroll
-      for (int run = 0; run < kRuns; ++run) {
-        if (!active[run]) continue;
-        const int first = run * Tile::kRun, last = min(first + Tile::kRun, targets) - 1;
-        unsigned high[2][2][4], low[2][2][4];  // [step of 16 numbers][r0, r1]
-        float here[2][3] = {}, sizes[2][P] = {};
+      for (int h = 0; h < 4; ++h) {
+        const int row = band * 32 + h * 8 + g;
+        float numbers[Tile::kRowNumbers];
 #pragma unroll
-        for (int k = 0; k < 2; ++k) {
-          const int quad = (part * 2 + k) * 4 + q;
-          float slope[4], line[4];
-          read_quad<T>(stage, P * Tile::kSources + first, quad, slope);
-          read_quad<T>(stage, P * Tile::kSources + last, quad, line);
+        for (int n = 0; n < Tile::kRowNumbers; n += 4) {
+          *reinterpret_cast<float4*>(numbers + n) =
+              *reinterpret_cast<const float4*>(table + (run * Tile::kSources + row) * Tile::kRowNumbers + n);
+        }
+        float r0[4], r1[4];
 #pragma unroll
-          for (int e = 0; e < 4; ++e) slope[e] -= line[e];
-#pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            const int row = warp * 16 + h * 8 + g;
-            const float* numbers = table + (run * Tile::kSources + row) * Tile::kRowNumbers;
-            float r0[4], r1[4];
-#pragma unroll
-            for (int e = 0; e < 4; ++e) {
-              r0[e] = -fmaf(numbers[2 * P], slope[e], line[e]);
-              r1[e] = -line[e];
-            }
-#pragma unroll
-            for (int p = 0; p < P; ++p) {
-              float u[4];
-              read_quad<T>(stage, p * Tile::kSources + row, quad, u);
-#pragma unroll
-              for (int e = 0; e < 4; ++e) {
-                r0[e] = fmaf(numbers[p], u[e], r0[e]);
-                r1[e] = fmaf(numbers[P + p], u[e], r1[e]);
-                if (run == kRuns - 1 || !second) sizes[h][p] = fmaf(u[e], u[e], sizes[h][p]);
-              }
-            }
-#pragma unroll
-            for (int e = 0; e < 4; ++e) {
-              here[h][0] = fmaf(r0[e], r0[e], here[h][0]);
-              here[h][1] = fmaf(r0[e], r1[e], here[h][1]);
-              here[h][2] = fmaf(r1[e], r1[e], here[h][2]);
-            }
-            split_pair(r0[0], r0[1], high[k][0][h], low[k][0][h]);
-            split_pair(r0[2], r0[3], high[k][0][h + 2], low[k][0][h + 2]);
-            split_pair(r1[0], r1[1], high[k][1][h], low[k][1][h]);
-            split_pair(r1[2], r1[3], high[k][1][h + 2], low[k][1][h + 2]);
-          }
+        for (int e = 0; e < 4; ++e) {
+          r0[e] = -fmaf(numbers[0], slope[e], line[e]);
+          r1[e] = -line[e];
         }
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
+        for (int p = 0; p < P; ++p) {
+          float u[4];
+          read_quad<T>(stage, p * Tile::kSources + row, quad, u);
 #pragma unroll
-          for (int k = 0; k < 3; ++k) gram[run][h][k] += here[h][k];
+          for (int e = 0; e < 4; ++e) {
+            r0[e] = fmaf(numbers[2 + p], u[e], r0[e]);
+            r1[e] = fmaf(numbers[2 + P + p], u[e], r1[e]);
+          }
+          if (measures) {
+            float square = 0.f;
 #pragma unroll
-          for (int p = 0; p < P; ++p) size[h][p] += sizes[h][p];
+            for (int e = 0; e < 4; ++e) square = fmaf(u[e], u[e], square);
+            size[h][p] += square;
+          }
+        }
+        float here[3] = {};
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          here[0] = fmaf(r0[e], r0[e], here[0]);
+          here[1] = fmaf(r0[e], r1[e], here[1]);
+          here[2] = fmaf(r1[e], r1[e], here[2]);
         }
 #pragma unroll
-        for (int pair = 0; pair < kBlocks; pair += 2) {
-          if (first + pair * 8 > last) break;
-          // Four sums at a time, so that neighbouring products do not wait for one another. The second block may lie
-          // beyond the targets: what it is computed from is not used.
-          uint4 b[2][2];  // [block][step of 16 numbers]
+        for (int k = 0; k < 3; ++k) gram[h][k] += here[k];
+        const int half = h / 2 * 2, at = h % 2;
+        split_pair(r0[0], r0[1], high[half][at], low[half][at]);
+        split_pair(r0[2], r0[3], high[half][at + 2], low[half][at + 2]);
+        split_pair(r1[0], r1[1], high[half + 1][at], low[half + 1][at]);
+        split_pair(r1[2], r1[3], high[half + 1][at + 2], low[half + 1][at + 2]);
+      }
 #pragma unroll
-          for (int block = 0; block < 2; ++block) {
-            const int row = first + (pair + block) * 8 + g;
+      for (int block = 0; block < kBlocks; ++block) {
+        const int row = first + block * 8 + g;  // beyond the last one: not used
+        const uint4 y = bent[row * Tile::kQuads + (quad ^ ((row & 1) << 2))];
+        // Four sums at a time, so that neighbouring products do not wait for one another.
+        float products[4][4] = {};
 #pragma unroll
-            for (int k = 0; k < 2; ++k) {
-              b[block][k] = bent[row * Tile::kQuads + (((part * 2 + k) * 4 + q) ^ ((row & 1) << 2))];
-            }
-          }
-          float products[2][2][4] = {};
+        for (int r = 0; r < 4; ++r) multiply(products[r], low[r], y.x, y.y);  // the small ones first
 #pragma unroll
-          for (int step = 0; step < 6; ++step) {  // the small ones first
-            const int k = step % 2;
+        for (int r = 0; r < 4; ++r) multiply(products[r], high[r], y.z, y.w);
 #pragma unroll
-            for (int block = 0; block < 2; ++block) {
-              const uint4& y = b[block][k];
+        for (int r = 0; r < 4; ++r) multiply(products[r], high[r], y.x, y.y);
 #pragma unroll
-              for (int r = 0; r < 2; ++r) {
-                if (step < 2) {
-                  multiply(products[block][r], low[k][r], y.x, y.y);
-                } else if (step < 4) {
-                  multiply(products[block][r], high[k][r], y.z, y.w);
-                } else {
-                  multiply(products[block][r], high[k][r], y.x, y.y);
-                }
-              }
-            }
-          }
+        for (int r = 0; r < 4; ++r) {
 #pragma unroll
-          for (int block = 0; block < 2; ++block) {
-#pragma unroll
-            for (int r = 0; r < 2; ++r) {
-#pragma unroll
-              for (int e = 0; e < 4; ++e) sum[run][pair + block][r][e] += products[block][r][e];
-            }
-          }
+          for (int e = 0; e < 4; ++e) sum[block][r][e] += products[r][e];
         }
       }
     }
@@ -402,70 +393,74 @@ __global__ void __launch_bounds__(ScreenTile<T, P>::kThreads, 1)
   }
   __syncthreads();
 
+  // Sizes of the sources, from the warps that measured them.
+  float* sizes = norm + Tile::kTargets + 2 * kRuns;
+  float squares[4][3];
+#pragma unroll
+  for (int h = 0; h < 4; ++h) {
+#pragma unroll
+    for (int k = 0; k < 3; ++k) squares[h][k] = over_quarter(gram[h][k]);
+#pragma unroll
+    for (int p = 0; p < P; ++p) {
+      const float total = over_quarter(size[h][p]);
+      if (measures && q == 0) sizes[(band * 32 + h * 8 + g) * P + p] = sqrtf(total);
+    }
+  }
+  __syncthreads();
+  if (!active) return;
+
   constexpr float kUlp = 0x1p-24f;
-  const float flushes = static_cast<float>((end - begin) * (Tile::kChunk / 32));
-  const float kappa = (flushes + 128.f) * kUlp;
-  const float halves_lost = 0x1p-24f * sqrtf(static_cast<float>((end - begin) * Tile::kChunk));
+  const float steps = static_cast<float>(chunks * (Tile::kChunk / 16));
+  const float kappa = (steps + 64.f) * kUlp;
+  const float halves_lost = kUlp * sqrtf(static_cast<float>(chunks * Tile::kChunk));
+  const float norm_first = norm[Tile::kTargets + run * 2], norm_last = norm[Tile::kTargets + run * 2 + 1];
+  const float line_size = norm_first + norm_last;
   float2* bounds = reinterpret_cast<float2*>(args.bounds) + (split * args.groups + group) * args.nodes * args.nodes;
 #pragma unroll
-  for (int h = 0; h < 2; ++h) {
+  for (int h = 0; h < 4; ++h) {
+    const int row = band * 32 + h * 8 + g;
+    const int64_t i = tile.source + row;
+    if (row >= sources || i >= tile.target + last) continue;
+    const float* numbers = table + (run * Tile::kSources + row) * Tile::kRowNumbers;
+    const float r00 = squares[h][0], r01 = squares[h][1], r11 = squares[h][2];
+    const float norm0 = sqrtf(r00), norm1 = sqrtf(r11);
+    float off0 = line_size, off1 = line_size;  // what r0 and r1 are rounded by
 #pragma unroll
-    for (int p = 0; p < P; ++p) size[h][p] = sqrtf(over_quarter(size[h][p]));
-  }
+    for (int p = 0; p < P; ++p) {
+      off0 += fabsf(numbers[2 + p]) * sizes[row * P + p];
+      off1 += fabsf(numbers[2 + P + p]) * sizes[row * P + p];
+    }
+    off0 *= (P + 4) * kUlp;
+    off1 *= (P + 4) * kUlp;
 #pragma unroll
-  for (int run = 0; run < kRuns; ++run) {
-    if (!active[run]) continue;
-    const int first = run * Tile::kRun, last = min(first + Tile::kRun, targets) - 1;
-    const float norm_first = norm[Tile::kTargets + run * 2], norm_last = norm[Tile::kTargets + run * 2 + 1];
-    const float line_size = norm_first + norm_last;
+    for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const float r00 = over_quarter(gram[run][h][0]), r01 = over_quarter(gram[run][h][1]),
-                  r11 = over_quarter(gram[run][h][2]);
-      const int row = warp * 16 + h * 8 + g;
-      const int64_t i = tile.source + row;
-      if (row >= sources || i >= tile.target + last) continue;
-      const float* numbers = table + (run * Tile::kSources + row) * Tile::kRowNumbers;
-      float off0 = line_size, off1 = line_size;  // what r0 and r1 are rounded by
+      for (int e = 0; e < 2; ++e) {
+        const int column = first + block * 8 + q * 2 + e;
+        const int64_t j = tile.target + column;
+        if (column > last || j <= i) continue;
+        const float w0 = way[column] * numbers[1], w1 = 1.f - w0;
+        const float x0 = sum[block][h / 2 * 2][h % 2 * 2 + e], x1 = sum[block][h / 2 * 2 + 1][h % 2 * 2 + e];
+        const float y = norm[column];
+        const float cost =
+            fmaf(w0 * w0, r00, fmaf(2.f * w0 * w1, r01, w1 * w1 * r11)) - 2.f * fmaf(w0, x0, w1 * x1) + y * y;
+        const float f = fabsf(w0) * norm0 + fabsf(w1) * norm1;
+        const float spread = kappa * (f + y) * (f + y) + 2.f * halves_lost * (f + (fabsf(w0) + fabsf(w1)) * y);
+        const float along = fabsf(fmaf(w0, numbers[0], -share[column]));
+        float off = fabsf(w0) * off0 + fabsf(w1) * off1 + 4.f * kUlp * (y + 2.f * line_size) + along * norm_first +
+                    (along + kUlp) * norm_last;
+        const float* c = coefficients + (i * args.nodes + j) * P;
 #pragma unroll
-      for (int p = 0; p < P; ++p) {
-        off0 += fabsf(numbers[p]) * size[h][p];
-        off1 += fabsf(numbers[P + p]) * size[h][p];
-      }
-      off0 *= (P + 4) * kUlp;
-      off1 *= (P + 4) * kUlp;
-      const float norm0 = sqrtf(r00), norm1 = sqrtf(r11);
-#pragma unroll
-      for (int block = 0; block < kBlocks; ++block) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int column = first + block * 8 + q * 2 + e;
-          const int64_t j = tile.target + column;
-          if (column > last || j <= i) continue;
-          const float w0 = way[column] * numbers[2 * P + 1], w1 = 1.f - w0;
-          const float x0 = sum[run][block][0][h * 2 + e], x1 = sum[run][block][1][h * 2 + e];
-          const float y = norm[column];
-          const float cost = fmaf(w0 * w0, r00, fmaf(2.f * w0 * w1, r01, w1 * w1 * r11)) -
-                             2.f * fmaf(w0, x0, w1 * x1) + y * y;
-          const float f = fabsf(w0) * norm0 + fabsf(w1) * norm1;
-          const float spread =
-              kappa * (f + y) * (f + y) + 2.f * halves_lost * (f + (fabsf(w0) + fabsf(w1)) * y);
-          float off = fabsf(w0) * off0 + fabsf(w1) * off1 + 4.f * kUlp * (y + 2.f * line_size);
-          const float along = fabsf(fmaf(w0, numbers[2 * P], -share[column]));
-          off += along * norm_first + (along + kUlp) * norm_last;
-          const float* c = coefficients + (i * args.nodes + j) * P;
-#pragma unroll
-          for (int p = 0; p < P; ++p) {
-            const float left = fabsf(fmaf(w0, numbers[p], fmaf(w1, numbers[P + p], -c[p])));
-            off += (left + kUlp * fabsf(w0 * numbers[p])) * size[h][p];
-          }
-          off *= 1.0001f;
-          const float low = fmaxf(sqrtf(fmaxf(cost - spread, 0.f)) - off, 0.f);
-          const float high = sqrtf(fmaxf(cost + spread, 0.f)) + off;
-          float2 pair{low * low * (1.f - 0x1p-20f), high * high * (1.f + 0x1p-20f)};
-          if (!isfinite(cost) || !isfinite(pair.y)) pair = {0.f, INFINITY};
-          bounds[j * args.nodes + i] = pair;
+        for (int p = 0; p < P; ++p) {
+          const float left = fabsf(fmaf(w0, numbers[2 + p], fmaf(w1, numbers[2 + P + p], -c[p])));
+          off += (left + kUlp * fabsf(w0 * numbers[2 + p])) * sizes[row * P + p];
         }
+        off *= 1.0001f;
+        const float low = fmaxf(sqrtf(fmaxf(cost - spread, 0.f)) - off, 0.f);
+        const float high = sqrtf(fmaxf(cost + spread, 0.f)) + off;
+        float2 pair{low * low * (1.f - 0x1p-20f), high * high * (1.f + 0x1p-20f)};
+        if (!isfinite(cost) || !isfinite(pair.y)) pair = {0.f, INFINITY};
+        bounds[j * args.nodes + i] = pair;
       }
     }
   }

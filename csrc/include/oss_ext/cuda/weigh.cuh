@@ -18,17 +18,17 @@ struct WeighArgs : RowArgs {
 };
 
 constexpr int kWeighThreads = 256;
-constexpr int kWeighPack = 4;      // numbers of an access
-constexpr int kWeighPacks = 4;     // of a thread and row
+constexpr int kWeighPack = 4;                                         // numbers of an access
+constexpr int kWeighPacks = 4;                                        // of a thread and row
 constexpr int kWeighSpan = kWeighThreads * kWeighPack * kWeighPacks;  // numbers of a block
 constexpr int kWeighShort = 512;  // rows up to this length are dealt to parts of a warp
 
 // What a thread adds to the cost of one step; writes its numbers of the state where `to` is not null. Where several
 // sources are weighed, in double: the sums then tell costs apart as doubles do.
 template <typename T, int P, int kPacks>
-__device__ __forceinline__ double weigh_step(const WeighArgs& args, const float* c, int64_t b, int64_t i, bool in_double,
-                                             const float (&y)[kPacks][kWeighPack], const int64_t (&at)[kPacks],
-                                             int64_t end, T* to) {
+__device__ __forceinline__ double weigh_step(const WeighArgs& args, const float* c, int64_t b, int64_t i,
+                                             bool in_double, const float (&y)[kPacks][kWeighPack],
+                                             const int64_t (&at)[kPacks], int64_t end, T* to) {
   Pack<T, kWeighPack> u[P][kPacks];
 #pragma unroll
   for (int k = 0; k < kPacks; ++k) {
@@ -61,7 +61,8 @@ __device__ __forceinline__ double weigh_step(const WeighArgs& args, const float*
       for (int e = 0; e < kWeighPack; ++e) {
         double off = -static_cast<double>(y[k][e]);
 #pragma unroll
-        for (int p = 0; p < P; ++p) off = fma(static_cast<double>(weights[p]), static_cast<double>(widen(u[p][k].at[e])), off);
+        for (int p = 0; p < P; ++p)
+          off = fma(static_cast<double>(weights[p]), static_cast<double>(widen(u[p][k].at[e])), off);
         total = fma(off, off, total);
       }
     } else {
