@@ -18,13 +18,15 @@ class Workspace {
     return reinterpret_cast<T*>(read_tensor(kept_.back(), "workspace").data);
   }
 
-  // What was lent last, joined by `exchange(what, bytes)` to what the other processes have: how many bytes those are.
+  // The rows lent last, of so many numbers each, joined by `exchange(what, bytes, bytes of a row)` to those of the other
+  // processes: how many there are then.
   template <typename T>
-  int64_t exchange(const py::object& exchange, const char* what, T*& data) {
-    if (!exchange.is_none()) kept_.push_back(exchange(what, kept_.back()));
+  int64_t exchange(const py::object& exchange, const char* what, T*& data, int64_t numbers) {
+    const int64_t bytes = numbers * static_cast<int64_t>(sizeof(T));
+    if (!exchange.is_none()) kept_.push_back(exchange(what, kept_.back(), bytes));
     const TensorArgument all = read_tensor(kept_.back(), what);
     data = reinterpret_cast<T*>(all.data);
-    return all.size(0);
+    return bytes == 0 ? 0 : all.size(0) / bytes;
   }
 
  private:
@@ -32,26 +34,43 @@ class Workspace {
   std::vector<py::object> kept_;
 };
 
+// What both calls read: screening's arguments but for the places and the bounds.
+std::vector<TensorArgument> take_steps(const std::vector<py::object>& basis, py::handle coefficients, py::handle target,
+                                       int64_t source_begin, int64_t source_end, bool joint, ScreenParams& params) {
+  auto inputs = take_basis(basis, params);
+  const TensorArgument like = inputs[0];
+  inputs.push_back(take_coefficients(coefficients, params, like));
+  inputs.push_back(take_target(target, params, like));
+  take_sources(params, source_begin, source_end);
+  params.joint = joint;
+  params.splits = 0;
+  if (like.device.cuda) {
+    params.splits = cuda::screen_splits(params, source_begin, source_end, like.device.index);
+    if (params.splits < 0) raise_on(static_cast<Status>(params.splits), "best_step");
+  }
+  return inputs;
+}
+
+bool can_best_step(const std::vector<py::object>& basis, py::handle coefficients, py::handle target,
+                   int64_t source_begin, int64_t source_end, bool joint) {
+  ScreenParams params{};
+  take_steps(basis, coefficients, target, source_begin, source_end, joint, params);
+  return params.splits > 0;
+}
+
 bool best_step(const std::vector<py::object>& basis, py::handle coefficients, py::handle target,
                const py::object& place, int64_t source_begin, int64_t source_end, bool joint, py::handle values,
                py::handle backpointers, py::handle out, const py::object& exchange, const Launch& launch) {
   ScreenParams screening{};
-  auto inputs = take_basis(basis, screening);
-  const TensorArgument like = inputs[0];
-  inputs.push_back(take_coefficients(coefficients, screening, like));
-  inputs.push_back(take_target(target, screening, like));
-  take_sources(screening, source_begin, source_end);
+  const auto inputs = take_steps(basis, coefficients, target, source_begin, source_end, joint, screening);
+  const TensorArgument& like = inputs[0];
   screening.place = static_cast<const double*>(take_vector(place, "place", screening.nodes, "float64", like));
-  screening.joint = joint;
   const int64_t groups = joint ? 1 : screening.batch, nodes = screening.nodes;
   const auto shape = joint ? std::vector<int64_t>{nodes} : std::vector<int64_t>{groups, nodes};
   const auto value_out = take_output(values, "values", shape, "float64", like);
   const auto pointer_out = take_output(backpointers, "backpointers", shape, "int32", like);
   const auto state_out = take_output(out, "out", like.sizes, like.dtype, like);
   want_all_apart(state_out, inputs);
-  if (!like.device.cuda) return false;
-  screening.splits = cuda::screen_splits(screening, source_begin, source_end, like.device.index);
-  if (screening.splits < 0) raise_on(static_cast<Status>(screening.splits), "best_step");
   if (screening.splits == 0) return false;
 
   const int device = like.device.index;
@@ -62,9 +81,8 @@ bool best_step(const std::vector<py::object>& basis, py::handle coefficients, py
   run("screen", [&] { return cuda::screen(screening, device, stream); });
 
   ShortlistParams listing{};
-  const int64_t bytes = workspace.exchange(exchange, "bounds", screening.bounds);
+  listing.parts = workspace.exchange(exchange, "bounds", screening.bounds, table * 2);
   listing.bounds = screening.bounds;
-  listing.parts = table == 0 ? 0 : bytes / (table * 2 * static_cast<int64_t>(sizeof(float)));
   listing.groups = groups;
   listing.nodes = nodes;
   listing.source_begin = source_begin;
@@ -85,9 +103,8 @@ bool best_step(const std::vector<py::object>& basis, py::handle coefficients, py
 
   ChooseParams choosing{};
   static_cast<StepsParams&>(choosing) = screening;
-  const int64_t all = workspace.exchange(exchange, "exact", weighing.exact);
+  choosing.all = workspace.exchange(exchange, "exact", weighing.exact, row);
   choosing.exact = weighing.exact;
-  choosing.all = all / (row * static_cast<int64_t>(sizeof(double)));
   choosing.sources = listing.sources;
   choosing.counts = listing.counts;
   choosing.parts = weighing.parts;
@@ -100,6 +117,9 @@ bool best_step(const std::vector<py::object>& basis, py::handle coefficients, py
 
 }  // namespace
 
-void bind_best_step(py::module_& m) { m.def("best_step", &best_step); }
+void bind_best_step(py::module_& m) {
+  m.def("can_best_step", &can_best_step);
+  m.def("best_step", &best_step);
+}
 
 }  // namespace oss_ext::python

@@ -17,7 +17,17 @@ from torch import Tensor
 
 from oss_ext.build import _C
 
-__all__ = ["MAX_BASIS", "advance", "best_step", "gram", "min_plus", "min_reduce", "pairwise_cost"]
+__all__ = [
+    "MAX_BASIS",
+    "advance",
+    "best_step",
+    "can_best_step",
+    "gram",
+    "min_plus",
+    "min_reduce",
+    "pairwise_cost",
+    "summed_bounds",
+]
 
 MAX_BASIS: int = _C.MAX_BASIS
 """Most vectors a basis may hold: a node's state, its model output and four earlier predictions."""
@@ -166,6 +176,24 @@ def advance(
     return out
 
 
+def can_best_step(
+    basis: Sequence[Tensor],
+    coefficients: Tensor,
+    target: Tensor,
+    *,
+    sources: tuple[int, int] | None = None,
+    joint: bool = False,
+) -> bool:
+    """Whether `best_step` takes these: not on the CPU, float64, more than two basis vectors, rows that are not made of
+    whole aligned 16 bytes, coefficients of each sample's own with `joint`, and GPUs of little shared memory."""
+    first = _first(basis)
+    if first.device.type != "cuda":
+        return False
+    floating = _floating("coefficients", coefficients, _accumulate_dtype(first.dtype))
+    can: bool = _C.can_best_step(list(basis), floating, target, *_sources(sources, first.shape[1]), joint)
+    return can
+
+
 def best_step(
     basis: Sequence[Tensor],
     coefficients: Tensor,
@@ -175,13 +203,13 @@ def best_step(
     sources: tuple[int, int] | None = None,
     joint: bool = False,
     out: Tensor | None = None,
-    exchange: Callable[[str, Tensor], Tensor] | None = None,
+    exchange: Callable[[str, Tensor, int], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """What `pairwise_cost`, `min_reduce` and `advance` find, for the price of reading the rows twice: on a GPU, tensor
-    cores bound all costs, and only those that may be the least are computed, in float64.
+    """What `pairwise_cost`, `min_reduce` and `advance` find, for little more than the price of reading the rows twice:
+    on a GPU, tensor cores bound all costs, and only those that may be the least are computed, in float64.
 
-    The bounds are proven (csrc/include/oss_ext/cuda/screen.cuh), so that the backpointers are those of exact costs; they
-    are close, and this is fast, where the coefficients of a step are affine in `place`, as Euler's are.
+    The bounds are proven (csrc/include/oss_ext/cuda/screen.cuh), so that the backpointers are those of exact costs.
+    They are close, and this is fast, where the coefficients of a step are affine in `place`, as Euler's are.
 
     Args:
         basis, coefficients, target, sources: as for `pairwise_cost`.
@@ -189,14 +217,12 @@ def best_step(
             numbers give the same result.
         joint: the samples share one choice, and `coefficients` are shared too.
         out: as for `advance`.
-        exchange: for samples that are shared among processes. exchange("bounds", bytes) and exchange("exact", bytes) are
-            called with uint8 tensors and return them joined to those of the other processes, in the order of the
-            samples.
+        exchange: for samples that are shared among processes. It is called twice, as exchange(what, rows, size) with
+            uint8 rows of `size` bytes each, and returns those of all processes in their order: "bounds", where rows
+            may be summed first (`summed_bounds`), and "exact", a row a sample.
 
     Returns:
-        (values, backpointers, states) as from `min_reduce` and `advance`, or None where this cannot be done so: on the
-        CPU, for float64, more than two basis vectors, rows that are not made of whole aligned 16 bytes, coefficients of
-        each sample's own with `joint`, and GPUs of little shared memory.
+        (values, backpointers, states) as from `min_reduce` and `advance`; None unless `can_best_step`.
     """
     first = _first(basis)
     batch, nodes, _ = first.shape
@@ -223,6 +249,14 @@ def best_step(
         _launch(first.device),
     )
     return (values, backpointers, out) if done else None
+
+
+def summed_bounds(rows: Tensor, size: int) -> Tensor:
+    """One row [size] of the rows that `best_step` hands to exchange("bounds", rows, size): the least and the most of a
+    sum are the sums of the least and of the most, here widened by what rounding to float32 may take."""
+    pairs = rows.view(torch.float32).view(-1, size // 8, 2).sum(0, dtype=torch.float64)
+    slack = torch.tensor([1 - 2.0**-22, 1 + 2.0**-22], dtype=torch.float64, device=rows.device)
+    return (pairs * slack).float().view(torch.uint8).flatten()
 
 
 def gram(

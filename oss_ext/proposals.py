@@ -63,6 +63,85 @@ def propose(
     return Proposal(coefficients, cost_of(coefficients))
 
 
+class Nearest(NamedTuple):
+    """values: float64 [M] (joint: summed over the samples) or [B, M]; backpointers: int32, alike; of the nearest step
+    into every node. coefficients: of every step, as in `Proposal`."""
+
+    values: Tensor
+    backpointers: Tensor
+    coefficients: Tensor
+
+
+def nearest(
+    solver: solvers.Solver,
+    basis: list[Tensor],
+    target: Tensor,
+    past: Tensor,
+    times: Tensor,
+    sources: tuple[int, int],
+    joint: bool,
+    weight: Tensor | None = None,
+    *,
+    out: Tensor,
+    samples: int | None = None,
+    ranks: Ranks = ALONE,
+) -> Nearest:
+    """The steps that land nearest to the teacher, and where: `out` [B, M, D] is written. The other arguments are those
+    of `propose`."""
+    if weight is None and isinstance(solver, solvers.Euler):
+        found = _nearest_even(solver, basis, target, times, sources, joint, out, ranks)
+        if found is not None:
+            return found
+    offer = propose(solver, basis, target, past, times, sources, joint, weight, samples=samples, ranks=ranks)
+    values, backpointers = kernels.min_reduce(offer.cost, joint=joint)
+    kernels.advance(basis, offer.coefficients, backpointers, out=out)
+    return Nearest(values, backpointers, offer.coefficients)
+
+
+def _nearest_even(
+    solver: solvers.Euler,
+    basis: list[Tensor],
+    target: Tensor,
+    times: Tensor,
+    sources: tuple[int, int],
+    joint: bool,
+    out: Tensor,
+    ranks: Ranks,
+) -> Nearest | None:
+    """Of steps that move evenly with the flow time: on GPUs without the cost of every pair. None where that cannot be,
+    here or for another rank."""
+    coefficients = solver.coefficients(times[:, None, None], times)
+    here, sharing = ranks, ALONE  # every sample has its own choice
+    if joint:
+        basis, target, sharing = _with_others(basis, target, ranks)
+    states = out if target.shape == out.shape else torch.empty_like(target)
+    can = kernels.can_best_step(basis, coefficients, target, sources=sources, joint=joint)
+    if not sharing.alone and out.device.type == "cuda":
+        can = sharing.most(0.0 if can else 1.0) == 0.0
+    if not can:
+        return None
+
+    def exchange(what: str, rows: Tensor, size: int) -> Tensor:
+        if what == "bounds":
+            return sharing.each(kernels.summed_bounds(rows, size)).flatten()
+        return sharing.gather(rows.view(-1, size)).flatten()
+
+    found = kernels.best_step(
+        basis,
+        coefficients,
+        target,
+        place=times,
+        sources=sources,
+        joint=joint,
+        out=states,
+        exchange=None if sharing.alone else exchange,
+    )
+    assert found is not None  # can_best_step
+    if states is not out:
+        out.copy_(here.mine(states))
+    return Nearest(found[0], found[1], coefficients)
+
+
 def _nearest(offers: list[Proposal], joint: bool) -> Proposal:
     """The offer of least cost for each step; the earlier one wins ties."""
 

@@ -58,6 +58,10 @@ class Ranks:
         """[b, ...] of [B, ...]: this process's."""
         return rows
 
+    def each(self, row: Tensor) -> Tensor:
+        """[ranks, ...] of [...]: every process's, on the device of `row`."""
+        return row[None]
+
     def most(self, number: float) -> float:
         """The largest of the ranks' numbers."""
         return number
@@ -105,6 +109,9 @@ class Group(Ranks):
 
     def mine(self, rows: Tensor) -> Tensor:
         return rows[self._first : self._first + self._counts[self.rank]]
+
+    def each(self, row: Tensor) -> Tensor:
+        return self._channel.exchange("row", row[None], [1] * self._channel.size)
 
     def most(self, number: float) -> float:
         every = torch.tensor([number], dtype=torch.float64)

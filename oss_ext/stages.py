@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from oss_ext import kernels, solvers
-from oss_ext.proposals import CHUNK, propose
+from oss_ext import solvers
+from oss_ext.proposals import CHUNK, nearest, propose
 from oss_ext.ranks import ALONE, Ranks
 from oss_ext.stages_calibration import Calibrator
 from oss_ext.stages_cost import Judge
@@ -195,16 +195,19 @@ def _winners(
         part = slice(low, min(low + size, batch))
         piece = [vectors[part] for vectors in basis]
         past = table.past[part] if own else table.past
-        offer = propose(
-            solver, piece, target[part], past, times, table.sources[0], joint, weight, samples=size, ranks=ranks
-        )
         landed, output = states[part], None
         if judge is None:
-            values, backpointers = kernels.min_reduce(offer.cost, joint=joint)
-            kernels.advance(piece, offer.coefficients, backpointers, out=landed)
+            values, backpointers, coefficients = nearest(
+                solver, piece, target[part], past, times, table.sources[0], joint, weight,
+                out=landed, samples=size, ranks=ranks,
+            )  # fmt: skip
         else:
+            offer = propose(
+                solver, piece, target[part], past, times, table.sources[0], joint, weight, samples=size, ranks=ranks
+            )
+            coefficients = offer.coefficients
             values, backpointers, landed, output = yield from judge.choose(piece, offer, part, budget, first)
-        chosen = best_coefficients(offer.coefficients, backpointers) if solvers.is_searched(solver) else None
+        chosen = best_coefficients(coefficients, backpointers) if solvers.is_searched(solver) else None
         parts.append(Winners(values, backpointers, chosen, landed, output))
     if len(parts) == 1:
         return parts[0]
