@@ -24,7 +24,9 @@ def exact(basis: list[Tensor], coefficients: Tensor, target: Tensor, joint: bool
     return reference.pairwise_cost(doubles, rounded, target.double(), sources=sources, joint=joint)
 
 
-def smooth(batch: int, nodes: int, dim: int, dtype: torch.dtype, device: torch.device, seed: int = 0, noise: float = 1e-2):
+def smooth(
+    batch: int, nodes: int, dim: int, dtype: torch.dtype, device: torch.device, seed: int = 0, noise: float = 1e-2
+):
     """A curved trajectory, states slightly off it, their velocities, and Euler's coefficients: (basis, C, y, t)."""
     generator = torch.Generator().manual_seed(seed)
     t = torch.linspace(1, 0, nodes, dtype=torch.float64) ** 1.3
@@ -116,9 +118,7 @@ def test_bounds_hold(cuda_device, count, scale, layout):
         cost = exact(basis, coefficients, target, joint)
         wanted = cost.isfinite()
         assert bool((least <= cost)[wanted].all()) and bool((most >= cost)[wanted].all())
-        assert_nearest(
-            kernels.best_step(basis, coefficients, target, joint=joint), basis, coefficients, target, joint
-        )
+        assert_nearest(kernels.best_step(basis, coefficients, target, joint=joint), basis, coefficients, target, joint)
 
 
 @pytest.mark.gpu

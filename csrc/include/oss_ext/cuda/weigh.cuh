@@ -66,15 +66,13 @@ __device__ __forceinline__ double weigh_step(const WeighArgs& args, const float*
         total = fma(off, off, total);
       }
     } else {
-      float some = 0.f;
 #pragma unroll
       for (int e = 0; e < kWeighPack; ++e) {
         float off = -y[k][e];
 #pragma unroll
         for (int p = 0; p < P; ++p) off = fmaf(weights[p], widen(u[p][k].at[e]), off);
-        some = fmaf(off, off, some);
+        total = fma(static_cast<double>(off), static_cast<double>(off), total);  // a float's square may overflow
       }
-      total += some;
     }
   }
   return total;
