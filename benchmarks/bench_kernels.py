@@ -5,10 +5,11 @@
     python benchmarks/bench_kernels.py --device cpu --size 1,50,3072     # no floors: a CPU has no known peak here
 
 Inputs rotate through more memory than the last-level cache holds; the result is checked before it is timed.
-Floors, for P = 2 (state and velocity), B samples, M = N + 1 nodes, D numbers:
-    memory  6 x 4 B M D bytes (cost: state, velocity and teacher read; advance: winners' state and velocity read, state
-            written)
-    fp32    3 x B (N^2 / 2) D fused instructions (two to form a candidate's error, one to add its square)
+Floors, for P basis vectors (state, velocity, earlier predictions), B samples, M = N + 1 nodes, D numbers:
+    memory  (2 P + 2) B M D numbers (cost: basis and teacher read; advance: the winners' basis read, state written)
+    fp32    (P + 1) B (N^2 / 2) D fused instructions (P to form a candidate's error, one to add its square; weights: one
+            more)
+`best_step` takes the place of cost, minimum and advance where it can (Euler's steps); "exact" is those three.
 """
 
 from __future__ import annotations
@@ -51,11 +52,17 @@ def euler_coefficients(t):
     return torch.stack([torch.ones(len(t), len(t), device=t.device), (t[None] - t[:, None]).float()], -1)
 
 
-def our_stage(x, v, y, coefficients):
-    """One stage with our kernels -> (backpointers, states)."""
-    cost = kernels.pairwise_cost([x, v], coefficients, y, joint=True)
-    _, pointers = kernels.min_reduce(cost, joint=True)
-    return pointers, kernels.advance([x, v], coefficients, pointers)
+def exact_stage(basis, y, coefficients, joint=True, weight=None):
+    """One stage with the cost of every pair -> (backpointers, states)."""
+    cost = kernels.pairwise_cost(basis, coefficients, y, weight=weight, joint=joint)
+    _, pointers = kernels.min_reduce(cost, joint=joint)
+    return pointers, kernels.advance(basis, coefficients, pointers)
+
+
+def our_stage(x, v, y, coefficients, t, joint=True):
+    """One stage of Euler's steps, as the search runs it -> (backpointers, states)."""
+    found = kernels.best_step([x, v], coefficients, y, place=t, joint=joint)
+    return exact_stage([x, v], y, coefficients, joint) if found is None else found[1:]
 
 
 def capture(call) -> torch.cuda.CUDAGraph:
@@ -85,6 +92,84 @@ def worst_excess(pointers, exact, targets) -> float:
     return float(((chosen - exact.min(0).values) / exact.min(0).values).max())
 
 
+def timed_stage(name, stage, sets, device, runs):
+    """Called, and on a GPU as a graph too."""
+    row = {name: measure.timed(lambda k: stage(*sets[k % len(sets)]), device, runs)}
+    if device.type == "cuda":
+        replays = [capture(lambda data=data: stage(*data)) for data in sets]
+        row[f"{name}_graph"] = measure.timed(lambda k: replays[k % len(sets)].replay(), device, runs)
+    return row
+
+
+VARIANTS = {
+    "P = 2, bf16": {"dtype": torch.bfloat16},
+    "P = 2, a choice a sample": {"joint": False},
+    "P = 2, own coefficients": {"joint": False, "own": True},
+    "P = 2, weights": {"weighted": True},
+    "P = 3": {"basis": 3},
+    "P = 3, bf16": {"basis": 3, "dtype": torch.bfloat16},
+    "P = 3, own coefficients": {"basis": 3, "joint": False, "own": True},
+    "P = 4": {"basis": 4},
+    "P = 4, a choice a sample": {"basis": 4, "joint": False},
+    "P = 4, weights": {"basis": 4, "weighted": True},
+}
+
+
+def bench_variant(name, size, device, runs, copy_rate, fp32_rate, basis=2, dtype=torch.float32, joint=True, own=False,
+                  weighted=False):  # fmt: skip
+    """A stage of other inputs than Euler's in fp32, beside its own floor. The result is checked against float64."""
+    batch, steps, dim = size
+    x, v, y, t = make_inputs(batch, steps, dim, device, 0)
+    earlier = [v.roll(k, 1) for k in range(1, basis - 1)]  # as a multistep solver carries them
+    some = [u.to(dtype) for u in (x, v, *earlier)]
+    y = y.to(dtype)
+    coefficients = euler_coefficients(t)
+    shares = [1.5, -0.5] if basis == 3 else [23 / 12, -16 / 12, 5 / 12] if basis == 4 else [1.0]
+    steps_of = coefficients[..., 1]
+    coefficients = torch.stack([coefficients[..., 0], *[share * steps_of for share in shares]], -1)
+    given = coefficients.expand(batch, *coefficients.shape).contiguous() if own else coefficients
+    weight = torch.rand(dim, device=device) if weighted else None
+
+    def stage():
+        if basis == 2 and not weighted:
+            found = kernels.best_step(some, given, y, place=t, joint=joint)
+            if found is not None:
+                return found[1:]
+        return exact_stage(some, y, given, joint, weight)
+
+    pointers = stage()[0]
+    target = steps // 2
+    wide = given if own else given.expand(batch, *given.shape)
+    off = -y[:, target, None].double()
+    for p, u in enumerate(some):
+        off = off + wide[:, :target, target, p, None].double() * u[:, :target].double()
+    cost = (off.square() * (1 if weight is None else weight.double())).mean(2)
+    cost = cost.sum(0, keepdim=True) if joint else cost
+    chosen = cost.gather(1, (pointers[None] if joint else pointers)[:, target, None].long())[:, 0]
+    row = {"name": name, "batch": batch, "steps": steps, "dim": dim, "basis": basis, "dtype": str(dtype)[6:]}
+    row |= {"joint": joint, "own_coefficients": own, "weighted": weighted}
+    row["excess_cost"] = float(((chosen - cost.min(1).values) / cost.min(1).values).max())
+    assert row["excess_cost"] < 1e-4, row
+    row |= timed_stage("ours", stage, [()], device, runs)
+    row["bytes"] = (2 * basis + 2) * y.element_size() * batch * (steps + 1) * dim
+    row["fp32_instructions"] = (basis + 1 + weighted) * batch * steps * (steps + 1) // 2 * dim
+    if copy_rate:
+        row["floor_memory_ms"] = 1e3 * row["bytes"] / copy_rate
+        row["floor_fp32_ms"] = 1e3 * row["fp32_instructions"] / fp32_rate
+        row["floor_ms"] = max(row["floor_memory_ms"], row["floor_fp32_ms"])
+        row["times_floor_graph"] = row["ours_graph"]["median_ms"] / row["floor_ms"]
+    return row
+
+
+def variants_table(rows) -> str:
+    lines = [f"{'at ' + str((rows[0]['batch'], rows[0]['steps'], rows[0]['dim'])):>26}    graph    floor  x floor"]
+    for row in rows:
+        numbers = (row.get("ours_graph", row["ours"])["median_ms"], row.get("floor_ms", float("nan")),
+                   row.get("times_floor_graph", float("nan")))  # fmt: skip
+        lines.append(f"{row['name']:>26}" + "".join(f"{number:9.3f}" for number in numbers))
+    return "\n".join(lines)
+
+
 def bench(size, device, runs, peer_runs, copy_rate, fp32_rate):
     batch, steps, dim = size
     nodes = steps + 1
@@ -96,7 +181,7 @@ def bench(size, device, runs, peer_runs, copy_rate, fp32_rate):
 
     x, v, y, t = sets[0]
     coefficients = euler_coefficients(t)
-    pointers, states = our_stage(x, v, y, coefficients)
+    pointers, states = our_stage(x, v, y, coefficients, t)
     source = pointers[1:].long()
     expected = x[:, source] + (t[1:] - t[source])[None, :, None].float() * v[:, source]
     row["excess_cost"] = worst_excess(pointers, exact, targets)
@@ -104,11 +189,12 @@ def bench(size, device, runs, peer_runs, copy_rate, fp32_rate):
     assert row["excess_cost"] < 1e-4 and row["state_error"] < 1e-4, row
     del expected, states
 
-    row["ours"] = measure.timed(lambda k: our_stage(*sets[k % len(sets)][:3], coefficients), device, runs)
-    if device.type == "cuda":
-        replays = [capture(lambda data=data: our_stage(*data[:3], coefficients)) for data in sets]
-        row["ours_graph"] = measure.timed(lambda k: replays[k % len(sets)].replay(), device, runs)
-        del replays
+    stages = {
+        "ours": lambda x, v, y, t: our_stage(x, v, y, coefficients, t),
+        "exact": lambda x, v, y, t: exact_stage([x, v], y, coefficients),
+    }
+    for name, stage in stages.items():
+        row |= timed_stage(name, stage, sets, device, runs)
     cost = kernels.pairwise_cost([x, v], coefficients, y, joint=True)
     row["cost_parts"] = cost.shape[0]
     parts = {
@@ -159,7 +245,20 @@ def bench(size, device, runs, peer_runs, copy_rate, fp32_rate):
 
 def table(rows) -> str:
     """Milliseconds a stage and its parts, floors, peers; what choosing by each cost loses; the Gram kernel."""
-    columns = ["ours", "graph", "cost", "min", "adv", "floor", "x floor", "x graph", "loop", "bmm32", "bmmTF32"]
+    columns = [
+        "ours",
+        "graph",
+        "exact",
+        "cost",
+        "min",
+        "adv",
+        "floor",
+        "x floor",
+        "x graph",
+        "loop",
+        "bmm32",
+        "bmmTF32",
+    ]
     lines = [
         f"{'(B, N, D)':>18}" + "".join(f"{name:>9}" for name in columns) + "   excess ours/bmm32/TF32      gram  floor"
     ]
@@ -169,7 +268,7 @@ def table(rows) -> str:
         times = [row["ours"], parts["pairwise_cost"], parts["min_reduce"], parts["advance"]]
         peer_times = [others[name]["median_ms"] for name in ("source_loop", "gram_bmm_fp32", "gram_bmm_tf32")]
         numbers = [entry["median_ms"] for entry in times]
-        numbers.insert(1, row.get("ours_graph", {}).get("median_ms", unknown))
+        numbers[1:1] = [row.get(f"{name}_graph", {}).get("median_ms", unknown) for name in ("ours", "exact")]
         numbers += [row.get(name, unknown) for name in ("floor_ms", "times_floor", "times_floor_graph")] + peer_times
         excess = [row["excess_cost"], others["gram_bmm_fp32"]["excess_cost"], others["gram_bmm_tf32"]["excess_cost"]]
         lines.append(
@@ -184,6 +283,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--size", action="append", help="B,N,D; may be given several times; default: the whole table")
+    parser.add_argument("--variant-size", default="16,200,12288", help="B,N,D of the variants; '' leaves them out")
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--peer-runs", type=int, default=20, help="runs of the slowest peer")
     parser.add_argument("--out", type=Path, default=None, help="folder for kernels.json; default: benchmarks/results")
@@ -199,10 +299,14 @@ def main() -> None:
         print(table(rows[-1:]), flush=True)
         if device.type == "cuda":
             torch.cuda.empty_cache()
+    variants = []
+    if options.variant_size:
+        size = tuple(int(n) for n in options.variant_size.split(","))
+        variants = [bench_variant(name, size, device, options.runs, *rates, **what) for name, what in VARIANTS.items()]
     ceilings = {"copy_bytes_per_s": rates[0], "fp32_instructions_per_s": rates[1]}
-    result = measure.environment(device) | ceilings | {"rows": rows}
+    result = measure.environment(device) | ceilings | {"rows": rows, "variants": variants}
     path = measure.save("kernels" if device.type == "cuda" else "kernels_cpu", result, options.out)
-    print(table(rows), f"\nsaved {path}", sep="\n")
+    print(table(rows), *([variants_table(variants)] if variants else []), f"saved {path}", sep="\n\n")
 
 
 if __name__ == "__main__":

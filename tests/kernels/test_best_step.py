@@ -18,10 +18,11 @@ SIZES = [(1, 2, 8), (3, 37, 1024), (2, 70, 520), (1, 130, 2056), (5, 9, 16), (37
 
 
 def exact(basis: list[Tensor], coefficients: Tensor, target: Tensor, joint: bool, sources=None) -> Tensor:
-    """The costs in float64, [groups, M, M]."""
+    """The costs in float64, [groups, M, M]; +inf for those that are not finite: they cannot win."""
     rounded = coefficients.float().double()
     doubles = [u.double() for u in basis]
-    return reference.pairwise_cost(doubles, rounded, target.double(), sources=sources, joint=joint)
+    cost = reference.pairwise_cost(doubles, rounded, target.double(), sources=sources, joint=joint)
+    return torch.where(cost.isfinite(), cost, math.inf)
 
 
 def smooth(
