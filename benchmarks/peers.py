@@ -44,3 +44,14 @@ def gram_form(x: Tensor, v: Tensor, y: Tensor, t: Tensor) -> tuple[Tensor, Tenso
     total = cost.sum(0) / x.shape[2]
     lower = torch.ones(nodes, nodes, dtype=torch.bool, device=x.device).tril()
     return _pick(total.masked_fill(lower, float("inf")), x, v, t)
+
+
+def broadcast(x: Tensor, v: Tensor, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """All sources against one target at a time, in whole-tensor operations."""
+    nodes = x.shape[1]
+    total = torch.full((nodes, nodes), float("inf"), device=x.device)
+    for j in range(1, nodes):
+        step = (t[j] - t[:j]).to(x.dtype)
+        off = torch.addcmul(x[:, :j] - y[:, j, None], v[:, :j], step[None, :, None])
+        total[:j, j] = torch.linalg.vector_norm(off, dim=2).square_().sum(0)
+    return _pick(total / x.shape[2], x, v, t)

@@ -2,7 +2,8 @@
 # On a machine with a GPU: builds, runs every GPU test, checks memory and races, runs the benchmarks, prints their tables.
 #   benchmarks/run_gpu.sh [folder for logs and results]
 # Parts are chosen by the environment: BUILD=0, TESTS=0, SANITIZE=0 leave those out; BENCH="schedules kernels" names the
-# benchmarks (BENCH= none); SCHEDULES="--part rows --guidance 1" are options of bench_schedules.py.
+# benchmarks (BENCH= none); SCHEDULES="--part rows --guidance 1" are options of bench_schedules.py, SEARCH="--peer PATH"
+# of bench_search.py.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 out=$(mkdir -p "${1:-$root/benchmarks/results}" && cd "${1:-$root/benchmarks/results}" && pwd)
@@ -32,14 +33,19 @@ for name in ${BENCH-schedules kernels}; do
       ;;
     kernels)
       python3 benchmarks/bench_kernels.py --out "$out" > "$out/kernels.log" 2>&1 || failed=1
-      tail -n 10 "$out/kernels.log"
+      tail -n 30 "$out/kernels.log"
+      ;;
+    search)
+      # shellcheck disable=SC2086  # several options, --peer PATH among them
+      python3 benchmarks/bench_search.py --out "$out" ${SEARCH:-} > "$out/search.log" 2>&1 || failed=1
+      tail -n 70 "$out/search.log"
       ;;
     costs)
       python3 benchmarks/bench_costs.py --out "$out" > "$out/costs.log" 2>&1 || failed=1
       tail -n 60 "$out/costs.log"
       ;;
     *)
-      echo "BENCH: got $name, wanted schedules, kernels or costs" >&2
+      echo "BENCH: got $name, wanted schedules, kernels, search or costs" >&2
       exit 2
       ;;
   esac

@@ -15,6 +15,22 @@ MANY = (97, 130, 7)  # many samples in a sum: slow to watch, so for some widths 
 MANY_COUNTS = (2, 5)
 
 
+# best_step: short and long rows; a run of targets, two, and several tiles; dims that end within a chunk.
+STEPPED = [(3, 9, 16), (2, 40, 520), (1, 130, 1032), (1, 230, 72)]
+
+
+def best_steps(generator: torch.Generator) -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for batch, nodes, dim in STEPPED:
+            for count in (1, 2):
+                rows = [torch.randn(batch, nodes, dim, device="cuda", generator=generator) for _ in range(count + 1)]
+                rows[0][0, nodes // 2] = float("nan")
+                *basis, target = (row.to(dtype) for row in rows)
+                coefficients = torch.randn(nodes, nodes, count, device="cuda", generator=generator)
+                for joint in (True, False):
+                    assert kernels.best_step(basis, coefficients, target, joint=joint) is not None
+
+
 def main() -> None:
     generator = torch.Generator("cuda").manual_seed(0)
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
@@ -44,6 +60,7 @@ def main() -> None:
                 kernels.gram(basis, target)
                 kernels.gram(basis, target, weight=weight, sources=(1, nodes - 1))
                 kernels.min_plus(costs[0].float(), 3)
+    best_steps(generator)
     torch.cuda.synchronize()
     print("every kernel ran")
 
