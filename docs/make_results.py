@@ -316,12 +316,15 @@ def _pictures(study: Study, found: Comparison, folder: Path) -> None:
     """Copies those that the page shows, and draws the sheet of rivals."""
     for name in PICTURES.get(study.name, ()):
         if (folder / f"{name}.png").exists():
-            shutil.copy(folder / f"{name}.png", IMAGES / f"results_{study.name}_{name}.png")
+            path = IMAGES / f"results_{study.name}_{name}.png"
+            shutil.copy(folder / f"{name}.png", path)
+            results_pictures.size(path)
     if study.name == "main":
         for case, store in zip(found.cases, found.stores, strict=True):
             if (case.subject.name, case.guidance) == SHEET[:2]:
                 path = IMAGES / "results_rivals_samples.png"
                 results_pictures.sheet(case, store, study.rows, results_pictures.SHOWN, SHEET[2], path)
+                results_pictures.size(path)
 
 
 def _short(entry: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -148,32 +149,39 @@ def verdict(found: Found, reasons: dict[str, str]) -> str:
         f"{len(every)} comparisons in {count} cells: ours is ahead by both averages in {len(every) - len(lost)}, by "
         f"more than {SURE:g} standard errors in {sure}."
     )
-    wanted = {duel.key for duel in lost if duel.told_apart}
+    cells = len(found.titles()) * len(found.budgets("main"))
+    there = Counter(duel.family for duel in every)
+    few = [f"{family} in {cells - there[family]}" for family in (*FREE, *TRAINED) if there[family] < cells]
+    if few:
+        text += f" Not measured yet: {', '.join(few)} of {cells} cells."
     given = {key for key in reasons if not key.startswith("margin")}
-    _all_there(wanted, given)
+    _all_there({duel.key for duel in lost if duel.told_apart}, given, {duel.key for duel in lost})
     if not lost:
         return paragraph(text + " No rival is ahead in any cell, by either average.")
     parts = [paragraph(text + " A rival is ahead here:"), ""]
     for duel in lost:
         by = ", ".join(
-            f"{difference((-value, error), 2)} dB {measure} ({called(duel.rivals[measure])})"
+            f"{difference((-value, error), 2)} dB {measure} ({called(duel.rivals[measure])}"
+            + (f"; one noise of {duel.rivals[measure]['noises']} has {duel.rivals[measure]['worst_share']:.0%} of its "
+               "squared error)" if measure == "pooled" else ")")
             for measure, (value, error) in duel.ahead.items()
             if value < 0
-        )
+        )  # fmt: skip
         why = reasons.get(duel.key, "within the noise of these samples.")
         parts.append("- " + paragraph(f"{duel.key}: {by}. Why: {why}").replace("\n", "\n  "))
     return "\n".join(parts)
 
 
-def _all_there(wanted: set[str], given: set[str]) -> None:
+def _all_there(wanted: set[str], given: set[str], allowed: set[str]) -> None:
+    """wanted: the keys that want a reason; allowed: those that may have one."""
     if wanted - given:
         raise ValueError(
             "results_template.md: no reason is given for "
             + "; ".join(sorted(wanted - given))
             + " (wanted <!-- reason KEY: why --> for each)"
         )
-    if given - wanted:
-        raise ValueError(f"results_template.md: reasons for what is not so: {'; '.join(sorted(given - wanted))}")
+    if given - allowed:
+        raise ValueError(f"results_template.md: reasons for what is not so: {'; '.join(sorted(given - allowed))}")
 
 
 def margins(found: Found, reasons: dict[str, str]) -> str:
@@ -196,7 +204,7 @@ def margins(found: Found, reasons: dict[str, str]) -> str:
                 _margin(lines, missed, f"margin, {cell_key(subject, guidance, budget)}", label, "flow", row, own)
     if not lines:
         return MISSING
-    _all_there(set(missed), {key for key in reasons if key.startswith("margin")})
+    _all_there(set(missed), {key for key in reasons if key.startswith("margin")}, set(missed))
     head = ["", "steps", "paper's OSS", "our joint search", "OSS as published, here", "the paper's is"]
     text = table(head, lines, 1, also={5})
     if missed:

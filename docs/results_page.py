@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import results_ahead
 import results_rivals
@@ -31,10 +33,16 @@ def about(found: Found) -> str:
         text += f" {several} processes shared the device: seconds are what each took beside the others."
     left, failed = result.get("left", []), result.get("failed", [])
     if left:
-        text += f" Not measured yet: {len(left)} of {len(left) + len(result['rows'])} cells."
+        text += f" Not measured yet: {len(left)} of {len(left) + len(result['rows'])} cells, {_named(left)}."
     if failed:
         text += " Failed: " + "; ".join(f"{name} on {title} ({message})" for title, name, message in failed) + "."
     return paragraph(text)
+
+
+def _named(left: list[list[Any]]) -> str:
+    """The rows of cells that are left, with how many each."""
+    counts = Counter(row.partition("/")[2] for _, row, _ in left)
+    return "; ".join(f"{row.replace('/', ', ')}: {count}" for row, count in counts.items())
 
 
 def _others(found: Found, usual: int) -> str:

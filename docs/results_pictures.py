@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from results_found import IMAGES, Found
@@ -19,10 +21,16 @@ from oss_ext.plot_curves import plot_curves
 from oss_ext.plot_spread import plot_spread
 
 SHOWN = (
-    "stock/flow/euler", "stock/ddim/euler", "rivals/GITS/ipndm_4", "rivals/DM/unipc_3", "rivals/LD3/unipc_3",
-    "published/OSS-ave/euler", "ours/joint/euler", "ours/auto/auto",
+    "stock/flow/euler", "stock/*", "rivals/GITS*", "rivals/DM*", "rivals/LD3*", "published/OSS-ave/euler",
+    "ours/joint/euler", "ours/*",
 )  # fmt: skip
 NAMES = {"stock": "", "published": "", "rivals": "", "ours": "ours "}
+SHORT = {
+    "from sigma ": "from ",
+    " minimiser": "",
+    "nodes moved, polished on ": "on ",
+    "free start, polished": "polished",
+}
 ROWS = 6
 
 
@@ -32,8 +40,10 @@ def draw(found: Found) -> None:
     orders(found)
     content = found.file("compare_amplitudes")
     if content is not None:
-        levels = {name: Amplitudes.model_validate(one) for name, one in content.items()}
+        levels = {name: Amplitudes.model_validate_json(json.dumps(one)) for name, one in content.items()}
         plot_amplitudes(levels, IMAGES / "results_amplitudes.png")
+    for name in ("teacher_steps", "orders", "orders_frechet", "amplitudes"):
+        size(IMAGES / f"results_{name}.png")
 
 
 def teacher_steps(found: Found) -> None:
@@ -79,23 +89,34 @@ def orders(found: Found) -> None:
             plot_curves(whole, IMAGES / name, references=stock, y_label=label, log=label.startswith("Frechet"))
 
 
-def sheet(case: Case, store: Cells, rows: Sequence[Row], keys: Sequence[str], budget: int, path: Path) -> None:
-    """The first held-out samples of some rows, sampled now of the schedules that are kept, beside the teacher's."""
+def sheet(case: Case, store: Cells, rows: Sequence[Row], patterns: Sequence[str], budget: int, path: Path) -> None:
+    """The first held-out samples of some rows, sampled now of the schedules that are kept, beside the teacher's: of
+    each pattern the row that is best by the mean over all noises."""
     reference = store.tensor("reference")
     if reference is None:
         return
     columns = {f"Teacher, {case.guide.reference_steps or case.guide.steps} steps": reference[:ROWS]}
     noise, cond = case.noise[:ROWS], {key: value[:ROWS] for key, value in case.cond.items()}
-    by_key = {row.key: row for row in rows}
-    for key in keys:
-        row = by_key.get(key)
+    for pattern in patterns:
+        some = [row for row in rows if fnmatchcase(row.key, pattern) and store.schedule(row, budget) is not None]
+        row = max(some, key=lambda row: _mean(store, row, budget), default=None)
         schedule = None if row is None else store.schedule(row, budget)
         if row is not None and schedule is not None:
-            title = f"{NAMES.get(row.group, '')}{row.name}, {row.solver}"
+            name = row.name
+            for long, short in SHORT.items():
+                name = name.replace(long, short)
+            title = f"{NAMES.get(row.group, '')}{name}, {row.solver}"
             columns[title] = schedule.sample(case.model, noise, cond, batch_size=case.batch_size)
     if len(columns) > 1:
         labels = case.subject.labels[:ROWS]
         plot_comparison(columns, path, labels=labels if len(labels) == ROWS else None, blocks=1)
+
+
+def _mean(store: Cells, row: Row, budget: int) -> float:
+    """Of the noises' own PSNRs; a row on the first few noises alone is out."""
+    cell = store.find(row, budget)
+    values = [] if cell is None or cell.psnr is None else cell.psnr
+    return sum(values) / len(values) if values else float("-inf")
 
 
 def size(path: Path, most: int = 300_000) -> None:

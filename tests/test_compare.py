@@ -225,6 +225,8 @@ def test_differences_are_paired() -> None:
     over, error = found[0]["over_ours"]["pooled"]
     assert over == pytest.approx(-2) and error == pytest.approx(0, abs=1e-9)
     assert joint["psnr"] == pytest.approx(float(pooled_psnr(better)))
+    errors = 10 ** (-better.double() / 10)
+    assert joint["worst_share"] == pytest.approx(float(errors.max() / errors.sum()))
     few = found[4]
     assert few["noises"] == 10 and few["over_ours"]["mean"][0] == pytest.approx(-1.5)
     best = {(one["measure"], one["training"]): one for one in leaders(found)}

@@ -32,7 +32,7 @@ def entry(group: str, name: str, solver: str, budget: int, level: float, **other
         "trained": False, "nfe": budget, "noises": 8, "psnr": level, "mean_psnr": level + 1, "ssim": 0.5,
         "distances": {}, "spent": {"total": 7.0}, "samples": 3, "backpropagations": 0, "seconds": 1.0,
         "over_naive": {"pooled": [1.25, 0.5], "mean": [2.25, 0.5]}, "over_ours": NOTHING, "over_untrained": NOTHING,
-        "t": [1.0, 0.0],
+        "worst_share": 0.25, "t": [1.0, 0.0],
     } | others  # fmt: skip
 
 
@@ -107,7 +107,9 @@ def test_numbers_stand_where_they_belong(page: ModuleType, tmp_path: Path) -> No
     assert line("| photo32, 1 | 5 | +0.20").startswith("| photo32, 1 | 5 | +0.20 ± 0.25<br>**-0.80 ± 0.25** |  |")
     flowing = " ".join(text.split())
     assert (
-        "3 comparisons in 1 cells: ours is ahead by both averages in 1, by more than 2 standard errors in 1." in flowing
+        "3 comparisons in 1 cells: ours is ahead by both averages in 1, by more than 2 standard errors in 1. Not "
+        "measured yet: AYS tables in 1, OSS-ave in 1, OSS, per sample in 1, DM in 1, S4S in 1, BNS in 1, DS-Solver in "
+        "1, DyWeight in 1 of 1 cells." in flowing
     )
     assert "- photo32, guidance 1, 5 steps, GITS: +0.20 ± 0.25 dB mean (GITS, unipc). Why: within the noise" in flowing
     assert "5 steps, LD3: +0.75 ± 0.25 dB mean (LD3, unipc_3). Why: it learns its times." in flowing
@@ -118,7 +120,7 @@ def test_numbers_stand_where_they_belong(page: ModuleType, tmp_path: Path) -> No
     )
     assert "Not reached, and why: - photo32, 1, main study, 5 steps: a short teacher." in flowing
     assert "| Table 2 | ImageNet-64, three teachers | reproduced in kind, 1 of 21 |" in text
-    assert "8 held-out noises" in flowing and "Not measured yet: 1 of 8 cells." in flowing
+    assert "8 held-out noises" in flowing and "Not measured yet: 1 of 8 cells, beta, euler: 1." in flowing
     assert "{{" not in text and "<!--" not in text
 
 
@@ -127,12 +129,29 @@ def test_numbers_stand_where_they_belong(page: ModuleType, tmp_path: Path) -> No
     [
         (MARGIN, "no reason is given for photo32, guidance 1, 5 steps, LD3"),
         (LD3, "no reason is given for margin, photo32, guidance 1, 5 steps"),
-        (LD3 + MARGIN + LD3.replace("LD3", "GITS"), "what is not so: photo32, guidance 1, 5 steps, GITS"),
+        (LD3 + MARGIN + LD3.replace("LD3", "DM"), "what is not so: photo32, guidance 1, 5 steps, DM"),
     ],
 )
 def test_a_cell_that_is_lost_wants_its_reason(page: ModuleType, tmp_path: Path, reasons: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         page.render(written(page, tmp_path), "{{verdict}} {{margins}}" + reasons)
+
+
+def test_a_reason_may_be_given_within_the_noise(page: ModuleType, tmp_path: Path) -> None:
+    """GITS is ahead by 0.2 +- 0.25 dB of the mean: not told apart, and said to be so unless there is a reason."""
+    reasons = LD3 + MARGIN + "<!-- reason photo32, guidance 1, 5 steps, GITS: it is lucky. -->"
+    text = " ".join(page.render(written(page, tmp_path), "{{verdict}} {{margins}}" + reasons).split())
+    assert "GITS: +0.20 ± 0.25 dB mean (GITS, unipc). Why: it is lucky." in text
+
+
+def test_a_pooled_loss_says_what_hangs_on_one_noise(page: ModuleType, tmp_path: Path) -> None:
+    found = main_study()
+    for row in found["rows"]:
+        if row["name"] == "LD3":
+            row["over_ours"] = pair(0.75, -0.75)
+    (tmp_path / "compare_main.json").write_text(page.dumps(found))
+    text = " ".join(page.render(tmp_path, "{{verdict}}" + LD3 + MARGIN).split())
+    assert "LD3: +0.75 ± 0.25 dB pooled (LD3, unipc_3; one noise of 8 has 25% of its squared error)." in text
 
 
 def test_nothing_is_claimed_without_results(page: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,6 +170,46 @@ def test_the_page_is_that_of_the_result_files(page: ModuleType) -> None:
         assert not page.PAGE.exists()
         return
     assert page.PAGE.read_text(encoding="utf-8") == page.render()
+
+
+def test_amplitudes_are_drawn_of_their_file(page: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    import results_found
+    import results_pictures
+
+    monkeypatch.setattr(results_pictures, "IMAGES", tmp_path)
+    levels = {"quantiles": [0.05, 0.95], "samples": 4, "t": [1.0, 0.5, 0.0], "low": [-1.5, -1.0, -0.5]}
+    content = {name: levels | {"high": [1.5, 1.0, high]} for name, high in (("teacher", 0.5), ("flow", 0.4))}
+    (tmp_path / "compare_amplitudes.json").write_text(json.dumps(content))
+    results_pictures.draw(results_found.Found(tmp_path))
+    assert [path.name for path in tmp_path.glob("*.png")] == ["results_amplitudes.png"]
+
+
+def test_a_sheet_has_the_best_row_of_each_pattern(
+    page: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import results_pictures
+    import torch
+
+    from oss_ext.cli_common import Source
+    from oss_ext.cli_compare import subject_of
+    from oss_ext.compare import Guide, compare
+    from oss_ext.compare.rows import searched, stock
+    from oss_ext.zoo import load
+
+    source = Source("photo32", load("photo32"), torch.device("cpu"), torch.float32)
+    rows = [stock("flow", "euler"), stock("ddim", "euler"), searched("euler")]
+    found = compare([subject_of(source, 1.0, heldout=2, samples=2)], rows, [2], guide=Guide("flow", 6), out=tmp_path)
+    drawn: dict[str, torch.Tensor] = {}
+    monkeypatch.setattr(results_pictures, "plot_comparison", lambda columns, *_, **__: drawn.update(columns))
+    patterns = ("stock/*", "ours/*", "rivals/*")
+    results_pictures.sheet(found.cases[0], found.stores[0], rows, patterns, 2, tmp_path / "sheet.png")
+    best = max(found.cells[:2], key=lambda cell: sum(cell.psnr or ()))
+    assert list(drawn) == ["Teacher, 6 steps", f"{best.name}, euler", "ours joint, euler"]
+    own = found.stores[0].schedule(rows[2], 2)
+    assert own is not None
+    case = found.cases[0]
+    torch.testing.assert_close(drawn["ours joint, euler"], own.sample(case.model, case.noise, case.cond))
 
 
 @pytest.mark.slow

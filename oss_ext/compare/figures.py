@@ -17,7 +17,7 @@ from oss_ext.plot import plot_comparison
 from oss_ext.plot_curves import plot_curves
 from oss_ext.plot_spread import Line, plot_spread
 
-BEST = {"best stock grid": "stock", "best rival": "rivals", "published OSS": "published"}
+BEST = {"best stock grid": ("stock", ""), "best rival": ("rivals", ""), "published OSS": ("published", "OSS")}
 SHOWN = (
     "ours/joint/euler",
     "ours/joint/dpmpp_2m",
@@ -59,8 +59,8 @@ def _curves(cells: Sequence[Cell], path: Path) -> Path:
         if len(cell.psnr or ()) < most:  # on fewer noises: not to be set beside the others
             continue
         curves = panels.setdefault(_title(cell), {})
-        for name, group in BEST.items():
-            if cell.group == group:
+        for name, (group, begins) in BEST.items():
+            if cell.group == group and cell.name.startswith(begins):
                 points = dict(curves.get(name, []))
                 points[cell.budget] = max(points.get(cell.budget, -torch.inf), _level(cell))
                 curves[name] = sorted(points.items())
@@ -101,7 +101,7 @@ def _sheets(found: Comparison, rows: Sequence[Row], folder: Path) -> list[Path]:
             for row in rows:
                 kept = store.tensor(f"{row.key}_{budget:02d}") if row.pictured else None
                 if kept is not None and row.group in ("ours", "stock", "calibration"):
-                    columns[f"{row.name} {row.solver}, {budget} steps"] = kept
+                    columns[f"{row.name.replace(', ', ' ')}, {budget} x {row.solver}"] = kept
             if not columns or reference is None:
                 continue
             teacher = images_of(case, reference[: len(next(iter(columns.values())))].to(case.device))

@@ -23,7 +23,8 @@ def entries(cells: Sequence[Cell], naive: str = "naive") -> list[Entry]:
     those.
 
     Averages: "psnr", of the squared error averaged over all noises; "mean_psnr", of the noises' own; "ssim", a mean.
-    "std", "low", "high": standard deviation and 5 % and 95 % quantiles of the noises' own PSNRs. Paired differences,
+    "std", "low", "high": standard deviation and 5 % and 95 % quantiles of the noises' own PSNRs. "worst_share": of all
+    squared error, what is one noise's: of the pooled average, how much hangs on it. Paired differences,
     each [dB, standard error over noises] by both averages, or None where there is nothing to differ from:
     "over_stock" to the best of the groups "stock" and "published" with as large a budget, the best by that average;
     "over_naive" to the stock grid `naive`, the teacher's own, with the same solver; "over_ours" to the best row of
@@ -53,6 +54,7 @@ def _entry(group: Sequence[Cell], row: int, spread: Spread, naive: str) -> Entry
     assert cell.psnr is not None
     values = torch.tensor(cell.psnr, dtype=torch.float64)
     low, high = values.quantile(torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist()
+    errors = 10 ** ((values.min() - values) / 10)  # squared, the worst being 1
     bases = {
         "over_stock": [n for n, one in enumerate(group) if one.group in BASES],
         "over_naive": [
@@ -80,6 +82,7 @@ def _entry(group: Sequence[Cell], row: int, spread: Spread, naive: str) -> Entry
         "std": float(values.std()) if len(values) > 1 else 0.0,
         "low": low,
         "high": high,
+        "worst_share": float(1 / errors.sum()),
         "ssim": None if cell.ssim is None else sum(cell.ssim) / len(cell.ssim),
         "distances": cell.distances,
         "spent": cell.spent,
