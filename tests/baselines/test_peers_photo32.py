@@ -17,24 +17,12 @@ from helpers.rivals import (
     gits_grid,
     gits_nodes,
     ld3_loss_and_slope,
+    photo32,
 )
 
-from oss_ext import EDMModel, zoo
+from oss_ext import zoo
 from oss_ext.baselines import dm, gits
 from oss_ext.baselines.dm import objective
-
-
-def photo32():
-    """Without a class, float64, as the denoiser in x0 + sigma eps that their code takes."""
-    flow = zoo.load("photo32", dtype=torch.float64)
-
-    def fn(x, sigma):
-        t = sigma / (1 + sigma)
-        inner = x / (1 + sigma).reshape(-1, 1, 1, 1)
-        label = torch.full((len(x),), flow.network.null_label)
-        return inner - t.reshape(-1, 1, 1, 1) * flow.network(inner, t, label)
-
-    return EDMModel(fn, LOW, 80.0), flow.shape
 
 
 def test_gits_nodes(monkeypatch, double):
