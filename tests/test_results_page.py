@@ -94,6 +94,7 @@ def test_numbers_stand_where_they_belong(page: ModuleType, tmp_path: Path) -> No
 
     assert line("| EDM |").startswith("| EDM | 11.1 / 12.1 |  | 17.7, 22.3 |")
     assert line("| GITS | 14.4").startswith("| GITS | 14.4 / 15.4 |")
+    shared = "the best under Euler's method by the pooled average in 1 of 1 cells, by the mean average in 1 of 1 cells."
     assert line("| rivals: GITS |").startswith("| rivals: GITS | 15.5 / 16.5 (unipc) | 7 x 3 |")
     assert line("| rivals: LD3 |").startswith("| rivals: LD3 | 16.4 / 17.4 (unipc_3) | 7 x 3 | 60 | 1.0 |")
     assert line("| photo32, 1 | 5 | pooled |") == (
@@ -120,6 +121,7 @@ def test_numbers_stand_where_they_belong(page: ModuleType, tmp_path: Path) -> No
     )
     assert "Not reached, and why: - photo32, 1, main study, 5 steps: a short teacher." in flowing
     assert "| Table 2 | ImageNet-64, three teachers | reproduced in kind, 1 of 21 |" in text
+    assert shared in flowing
     assert "8 held-out noises" in flowing and "Not measured yet: 1 of 8 cells, beta, euler: 1." in flowing
     assert "{{" not in text and "<!--" not in text
 
@@ -142,6 +144,16 @@ def test_a_reason_may_be_given_within_the_noise(page: ModuleType, tmp_path: Path
     reasons = LD3 + MARGIN + "<!-- reason photo32, guidance 1, 5 steps, GITS: it is lucky. -->"
     text = " ".join(page.render(written(page, tmp_path), "{{verdict}} {{margins}}" + reasons).split())
     assert "GITS: +0.20 ± 0.25 dB mean (GITS, unipc). Why: it is lucky." in text
+
+
+def test_what_is_ahead_of_joint_under_euler_is_named(page: ModuleType, tmp_path: Path) -> None:
+    found = main_study()
+    found["rows"] += [entry("published", "OSS, per sample", "euler", 5, 99.0)]
+    found["rows"] += [entry("rivals", "DM", "euler", 5, 16.9, mean_psnr=17.0)]
+    (tmp_path / "compare_main.json").write_text(page.dumps(found))
+    text = " ".join(page.results_tables.table6(page.Found(tmp_path)).split())
+    assert "by the pooled average in 0 of 1 cells (ahead of it: photo32, 1, 5 steps, DM: +0.30 dB), by the mean" in text
+    assert "by the mean average in 1 of 1 cells." in text
 
 
 def test_a_pooled_loss_says_what_hangs_on_one_noise(page: ModuleType, tmp_path: Path) -> None:
