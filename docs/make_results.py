@@ -1,6 +1,7 @@
 """Measures and writes docs/results.md: every table and picture of it, beside the paper's.
 
-    python docs/make_results.py measure --out DIR          # on a GPU; goes on where an earlier run stopped
+    python docs/make_results.py all --out DIR              # on a GPU, the whole page: what follows, one after another
+    python docs/make_results.py measure --out DIR          # goes on where an earlier run stopped
     python docs/make_results.py prepare --out DIR          # beforehand, on any machine: what needs no model
     python docs/make_results.py measure --out DIR --study main --limit-seconds 300
     python docs/make_results.py measure --out DIR --side-by-side 6   # so many processes at once, on all GPUs in turn
@@ -8,8 +9,9 @@
     python docs/make_results.py page                       # docs/results.md, from those files alone
     python docs/make_results.py measure --out /tmp/small --small --device cpu
 
-A study is a comparison (`oss_ext.compare`) of some models, rows and budgets under one teacher; `STUDIES` lists them,
-the most important first. `oss-ext compare` measures the same rows of any model.
+`all` runs benchmarks/bench_costs.py and bench_rivals.py too; benchmarks/bench_peers.py wants the authors' code, and is
+run by hand. A study is a comparison (`oss_ext.compare`) of some models, rows and budgets under one teacher; `studies`
+lists them, the most important first. `oss-ext compare` measures the same rows of any model.
 """
 
 from __future__ import annotations
@@ -334,7 +336,7 @@ def _short(entry: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("prepare", "measure", "collect", "page"))
+    parser.add_argument("command", choices=("all", "prepare", "measure", "collect", "page"))
     parser.add_argument("--out", type=Path, default=ROOT / "results-run")
     parser.add_argument("--study", action="append", help="default: all")
     parser.add_argument("--device", default="cuda")
@@ -347,12 +349,19 @@ def main() -> None:
     parser.add_argument("--case", metavar="MODEL:GUIDANCE", help="of these studies' models this one alone")
     parser.add_argument("--small", action="store_true", help="few noises and steps: to see that it works")
     options = parser.parse_args()
+    whole = options.command == "all"
+    if whole:
+        options.command = "measure"
     if options.command in ("prepare", "measure"):
         options.out.mkdir(parents=True, exist_ok=True)
         measure(options)
-    elif options.command == "collect":
+    if whole and not options.small:
+        for name in ("bench_costs", "bench_rivals"):
+            command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--device", options.device]
+            subprocess.run(command, check=True)
+    if whole or options.command == "collect":
         collect(options)
-    else:
+    if whole or options.command == "page":
         results_pictures.draw(results_found.Found())
         results_page.write()
 

@@ -224,6 +224,26 @@ def test_a_sheet_has_the_best_row_of_each_pattern(
     torch.testing.assert_close(drawn["ours joint, euler"], own.sample(case.model, case.noise, case.cond))
 
 
+@pytest.mark.parametrize("command, wanted", [
+    ("all", ["measure", "bench_costs.py", "bench_rivals.py", "collect", "draw", "write"]),
+    ("measure", ["measure"]), ("collect", ["collect"]), ("page", ["draw", "write"]),
+])  # fmt: skip
+def test_one_command_makes_the_whole_page(
+    page: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, wanted: list[str]
+) -> None:
+    import make_results
+
+    done: list[str] = []
+    monkeypatch.setattr(make_results, "measure", lambda options: done.append(options.command))
+    monkeypatch.setattr(make_results, "collect", lambda options: done.append("collect"))
+    monkeypatch.setattr(make_results.results_pictures, "draw", lambda found: done.append("draw"))
+    monkeypatch.setattr(make_results.results_page, "write", lambda: done.append("write"))
+    monkeypatch.setattr(make_results.subprocess, "run", lambda line, **_: done.append(Path(line[1]).name))
+    monkeypatch.setattr(sys, "argv", ["make_results.py", command, "--out", str(tmp_path)])
+    make_results.main()
+    assert done == wanted
+
+
 @pytest.mark.slow
 def test_a_study_is_measured_and_goes_on(tmp_path: Path) -> None:
     command = [sys.executable, str(DOCS / "make_results.py")]
