@@ -214,7 +214,8 @@ def candidates(found: Found) -> str:
     head = ["x0 cost", "candidates a node", "PSNR", "gain of the mean over 1", "evaluations"]
     text = (
         f"{result['steps']} steps of Euler's method out of {result['candidates']} nodes, {result['heldout']} held-out "
-        f"noises; {result['gpu'] or result['cpu']}, {result['date']}."
+        f"noises; joint of {result['samples']} others, own schedules of {result['own']}; "
+        f"{result['gpu'] or result['cpu']}, {result['date']}."
     )
     return table(head, lines) + "\n\n" + paragraph(text)
 
