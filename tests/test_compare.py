@@ -19,10 +19,12 @@ from torch import Tensor
 import oss_ext
 from oss_ext import grids
 from oss_ext.compare import Features, Guide, Subject, as_csv, catalogue, chosen, compare, entries, leaders, rows, view
+from oss_ext.compare.case import Case
 from oss_ext.compare.cells import Cell, Cells
 from oss_ext.compare.memory import Remembering
 from oss_ext.compare.spread import Spread, gain, summary
 from oss_ext.compare.together import sample_together
+from oss_ext.costs import X0
 from oss_ext.metrics import pooled_psnr, psnr
 
 SHAPE = (1, 12, 12)
@@ -263,6 +265,19 @@ def test_sampled_together_as_alone() -> None:
         sample_together(
             [*some, oss_ext.Schedule.from_grid(grids.for_model("flow", 5, model), "euler", model)], model, noise
         )
+
+
+def test_searches_by_other_costs_are_other_searches() -> None:
+    """Costs that live one after another, perhaps at one address."""
+    model, noise = mixture(shape=(5,)).flow(), normal(4, 5)
+    case = Case(Subject("s", model, noise, noise), Guide("flow", 12, "euler"), candidates=10)
+    spent = []
+    for sources in (1, 2, 3, 4, 5, 6):
+        found, _ = case.search("euler", 3, cost=X0(sources))
+        spent.append(found.nfe["cost"])
+        again, _ = case.search("euler", 3)
+        assert again is case.search("euler", 3)[0]
+    assert len(set(spent)) == len(spent)
 
 
 def test_memory_answers_what_it_was_taught() -> None:

@@ -106,7 +106,7 @@ class Case:
         self._reference: Tensor | None = None
         self._endpoints: Tensor | None = None
         self._lessons: dict[int, tuple[Tensor, dict[str, Tensor], Tensor, float]] = {}
-        self._searches: dict[tuple[Any, ...], tuple[SearchResult, float]] = {}
+        self._searches: dict[tuple[Any, ...], tuple[SearchResult, float, dict[str, Any]]] = {}
 
     @property
     def teacher(self) -> Tensor:
@@ -205,5 +205,7 @@ class Case:
             memory = self.memory
             begin = self.clock()
             result = dp_search(memory, noise, steps, solver=solver, cond=cond, batch_size=self.batch_size, **every)
-            self._searches[key] = (result, self.clock() - begin)
-        return self._searches[key]
+            # The options are kept too: a cost goes by its address in the key, which another would be given.
+            self._searches[key] = (result, self.clock() - begin, every)
+        found, seconds, _ = self._searches[key]
+        return found, seconds
