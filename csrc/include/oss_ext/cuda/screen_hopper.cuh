@@ -1,0 +1,483 @@
+// screen for compute capability 9.0: products of a warpgroup (wgmma). What is computed, and why the bounds hold:
+// screen_bound.cuh.
+//
+// A block has a tile of up to 128 sources and two runs of targets, and goes through the dims 32 numbers, two units of
+// 16, at a time. One warpgroup has the rows brought (bulk tensor copies), bends the targets and leaves them as halves
+// in shared memory; each of two others makes r0 and r1 of 64 sources in registers and multiplies them with a run's bent
+// targets, while those at work on the tensor cores are the ones made before.
+#pragma once
+
+#include "oss_ext/cuda/hopper.cuh"
+#include "oss_ext/cuda/screen_bound.cuh"
+
+namespace oss_ext::cuda {
+
+constexpr int kUnit = 16;  // numbers that a product sums
+
+template <typename T, int P, int kBlocks>
+struct HopperTile {
+  static constexpr int kRun = 8 * kBlocks, kRuns = 2, kTargets = kRun * kRuns;
+  static constexpr int kBand = 64, kSources = 128;  // sources of a warpgroup, of a block
+  static constexpr int kThreads = 3 * 128;
+  static constexpr int kUnits = 2, kChunk = kUnits * kUnit;  // of a stage
+  static constexpr int kRowBytes = kUnit * static_cast<int>(sizeof(T));
+  static constexpr int kUnitBytes = (P * kSources + kTargets) * kRowBytes;  // [basis vector or target][row][number]
+  static constexpr int kStageBytes = kUnits * kUnitBytes;
+  static constexpr int kMatrixBytes = kRun * kUnit * 2;                   // of a run's halves of a unit
+  static constexpr int kHalvesBytes = kUnits * kRuns * 2 * kMatrixBytes;  // [unit][run][high, low]
+  static constexpr int kHalves = 2;
+  static constexpr int kRowNumbers = P == 1 ? 4 : 8;
+  static constexpr int kTableBytes = (kRuns * kSources * kRowNumbers + 3 * kTargets + 2 * kRuns) * 4;
+  static constexpr int kNormBytes = kUnits * kRuns * (kRun + 2) * 4;
+  static constexpr int kRest = kHalves * kHalvesBytes + kTableBytes + kNormBytes + 256;
+  static constexpr int kMost = 227 * 1024;
+  static constexpr int kStages = (kMost - kRest) / kStageBytes < 8 ? (kMost - kRest) / kStageBytes : 8;
+  static constexpr int kBytes = kStages * kStageBytes + kRest;
+  static_assert(kStages >= 3);
+};
+
+struct HopperArgs : ScreenArgs {
+  int64_t units_per_sample;
+  CUtensorMap rows[3];  // basis, then target: boxes of kUnit x the tile's rows
+};
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+template <typename T>
+__device__ __forceinline__ void read_four(const unsigned char* from, float (&to)[4]) {
+  const auto packed = *reinterpret_cast<const Pack<T, 4>*>(from);
+#pragma unroll
+  for (int e = 0; e < 4; ++e) to[e] = widen(packed.at[e]);
+}
+
+// What the warpgroups share.
+template <typename T, int P, class Tile>
+struct HopperShared {
+  unsigned char *stages, *halves;
+  float* table;           // [run][source][kRowNumbers]
+  float *share, *way;     // [target]: l; to the last one of the run
+  float* norm;            // [target], then [run][2] of the runs' ends
+  float* parts;           // [unit][run][kRun + 2]: squares that norm is made of
+  uint64_t *full, *read;  // [stage]: rows have come; are not needed any more
+  uint64_t *bent, *used;  // [halves]: targets are bent; are not needed any more
+
+  __device__ explicit HopperShared(unsigned char* shared) {
+    stages = shared;
+    halves = stages + Tile::kStages * Tile::kStageBytes;
+    table = reinterpret_cast<float*>(halves + Tile::kHalves * Tile::kHalvesBytes);
+    share = table + Tile::kRuns * Tile::kSources * Tile::kRowNumbers;
+    way = share + Tile::kTargets;
+    norm = way + Tile::kTargets;
+    parts = norm + Tile::kTargets + 2 * Tile::kRuns;
+    full = reinterpret_cast<uint64_t*>(parts + Tile::kNormBytes / 4);
+    read = full + Tile::kStages;
+    bent = read + Tile::kStages;
+    used = bent + Tile::kHalves;
+  }
+};
+
+// A block's part of the work.
+struct HopperPart {
+  ScreenPlace tile;
+  int64_t group, split, begin;
+  int chunks, sources, targets, length;
+
+  __device__ explicit HopperPart(const HopperArgs& args) : tile(blockIdx.x % args.tiles, args) {
+    group = blockIdx.x / args.tiles % args.groups;
+    split = blockIdx.x / args.tiles / args.groups;
+    begin = args.chunks * split / args.splits;
+    chunks = static_cast<int>(args.chunks * (split + 1) / args.splits - begin);
+    sources = tile.source_end - tile.source;
+    targets = tile.target_end - tile.target;
+    length = static_cast<int>(args.run);
+  }
+  __device__ int first(int run) const { return run * length; }
+  __device__ int last(int run) const { return min(first(run) + length, targets) - 1; }
+  // The band of a warpgroup: with few sources both have the same one, and a run each.
+  __device__ int band(int group) const { return sources > 64 ? group * 64 : 0; }
+  __device__ bool active(int group, int run) const {
+    return first(run) < targets && band(group) < sources && tile.source + band(group) < tile.target + last(run) &&
+           (sources > 64 || run == group);
+  }
+  __device__ int warpgroups() const {
+    return (active(0, 0) || active(0, 1) ? 1 : 0) + (active(1, 0) || active(1, 1) ? 1 : 0);
+  }
+};
+
+template <typename T, int P, class Tile>
+class HopperLoader {
+ public:
+  __device__ HopperLoader(const HopperArgs& args, const HopperPart& part) {
+    const int64_t unit = part.begin * Tile::kUnits;
+    sample_ = static_cast<int>(args.joint ? unit / args.units_per_sample : part.group);
+    number_ = static_cast<int>(args.joint ? unit % args.units_per_sample : unit) * kUnit;
+  }
+  // One thread: the rows of the next chunk. Zero is what lies beyond the dims and the samples.
+  __device__ __forceinline__ void load(const HopperArgs& args, const HopperPart& part, unsigned char* stage,
+                                       uint64_t* full) {
+    barrier_expect(full, Tile::kUnits * Tile::kRowBytes * static_cast<int>(P * args.tile_sources + args.tile_targets));
+#pragma unroll
+    for (int unit = 0; unit < Tile::kUnits; ++unit) {
+#pragma unroll
+      for (int p = 0; p <= P; ++p) {
+        copy_box(stage + unit * Tile::kUnitBytes + p * Tile::kSources * Tile::kRowBytes, args.rows[p], number_,
+                 p == P ? part.tile.target : part.tile.source, sample_, full);
+      }
+      number_ += kUnit;
+      if (args.joint && number_ >= args.dim) {
+        number_ = 0;
+        ++sample_;
+      }
+    }
+  }
+
+ private:
+  int sample_, number_;
+};
+
+// The first warpgroup. A warp has a unit of a run: lanes 4 k .. 4 k + 3 have target k of every eight.
+template <typename T, int P, int kBlocks, class Tile>
+__device__ __forceinline__ void bend_targets_hopper(const HopperArgs& args, const HopperPart& part,
+                                                    const HopperShared<T, P, Tile>& shared,
+                                                    HopperLoader<T, P, Tile>& loader) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, q = lane % 4, k = lane / 4;
+  const int run = warp / Tile::kUnits, unit = warp % Tile::kUnits;
+  const int first = part.first(run), last = part.last(run);
+  const bool some = first <= last;
+  float share[kBlocks], square[kBlocks] = {}, ends[2] = {};
+#pragma unroll
+  for (int block = 0; block < kBlocks; ++block) {
+    const int row = first + block * 8 + k;
+    share[block] = row <= last ? shared.share[row] : 0.f;
+  }
+  for (int chunk = 0; chunk < part.chunks; ++chunk) {
+    const int slot = chunk % Tile::kStages, at = chunk % Tile::kHalves;
+    barrier_wait(shared.full + slot, chunk / Tile::kStages % 2);
+    if (chunk >= Tile::kHalves) barrier_wait(shared.used + at, (chunk / Tile::kHalves - 1) % 2);
+    if (some) {
+      const unsigned char* rows = shared.stages + slot * Tile::kStageBytes + unit * Tile::kUnitBytes +
+                                  P * Tile::kSources * Tile::kRowBytes + q * 4 * static_cast<int>(sizeof(T));
+      unsigned char* high =
+          shared.halves + at * Tile::kHalvesBytes + (unit * 2 + run) * 2 * Tile::kMatrixBytes + k * 16 + q * 4;
+      float slope[4], line[4];
+      read_four<T>(rows + first * Tile::kRowBytes, slope);
+      read_four<T>(rows + last * Tile::kRowBytes, line);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        ends[0] = fmaf(slope[e], slope[e], ends[0]);
+        ends[1] = fmaf(line[e], line[e], ends[1]);
+        slope[e] -= line[e];
+      }
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) {
+        float y[4];
+        read_four<T>(rows + (first + block * 8 + k) * Tile::kRowBytes, y);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          y[e] -= fmaf(share[block], slope[e], line[e]);
+          square[block] = fmaf(y[e], y[e], square[block]);
+        }
+#pragma unroll
+        for (int pair = 0; pair < 2; ++pair) {
+          unsigned both[2];
+          split_pair(y[2 * pair], y[2 * pair + 1], both[0], both[1]);
+          *reinterpret_cast<unsigned*>(high + block * 256 + pair * 128) = both[0];
+          *reinterpret_cast<unsigned*>(high + Tile::kMatrixBytes + block * 256 + pair * 128) = both[1];
+        }
+      }
+    }
+    fence_shared_for_engines();
+    __syncwarp();
+    if (lane == 0) {
+      barrier_arrive(shared.bent + at);
+      barrier_arrive(shared.read + slot);
+    }
+    // The stage that was read before this one takes the rows of the chunk after all those on their way.
+    if (threadIdx.x == 0 && chunk > 0 && chunk - 1 + Tile::kStages < part.chunks) {
+      const int free = (chunk - 1) % Tile::kStages;
+      barrier_wait(shared.read + free, (chunk - 1) / Tile::kStages % 2);
+      loader.load(args, part, shared.stages + free * Tile::kStageBytes, shared.full + free);
+    }
+    __syncwarp();
+  }
+  float* parts = shared.parts + (unit * Tile::kRuns + run) * (Tile::kRun + 2);
+#pragma unroll
+  for (int block = 0; block < kBlocks; ++block) {
+    const float total = over_quarter(square[block]);
+    if (q == 0) parts[block * 8 + k] = total;
+  }
+#pragma unroll
+  for (int end = 0; end < 2; ++end) {
+    const float total = over_quarter(ends[end]);
+    if (lane == 0) parts[Tile::kRun + end] = total;
+  }
+}
+
+// Sums of 64 sources and kSlots runs, of one thread: rows g and g + 8 of its warp's 16, two neighbouring targets of
+// every eight.
+template <int P, int kBlocks, int kSlots>
+struct HopperSums {
+  float inner[kSlots][kBlocks][4];  // <f_ij, y''>
+  float gram[kSlots][2][3];
+  float size[2][P];
+};
+
+// Adds the products of a chunk, with the steps' own weights of r0 and r1.
+template <int kBlocks>
+__device__ __forceinline__ void add_products(float (&inner)[kBlocks][4], const float (&product)[2][kBlocks][4],
+                                             const float* way, const float (&inverse)[2]) {
+#pragma unroll
+  for (int block = 0; block < kBlocks; ++block) {
+    const float2 ways = *reinterpret_cast<const float2*>(way + block * 8);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const float w0 = (e % 2 ? ways.y : ways.x) * inverse[e / 2];
+      inner[block][e] = fmaf(w0, product[0][block][e], fmaf(1.f - w0, product[1][block][e], inner[block][e]));
+    }
+  }
+}
+
+template <typename T, int P, int kBlocks, int kSlots, class Tile>
+__device__ __forceinline__ void multiply_sources(const HopperPart& part, const HopperShared<T, P, Tile>& shared,
+                                                 int band, const int (&runs)[kSlots],
+                                                 HopperSums<P, kBlocks, kSlots>& sums) {
+  const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+  const int row = band + threadIdx.x / 32 % 4 * 16 + g;
+  const float* way[kSlots];
+  float inverse[kSlots][2];
+#pragma unroll
+  for (int slot = 0; slot < kSlots; ++slot) {
+    way[slot] = shared.way + runs[slot] * Tile::kRun + q * 2;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      inverse[slot][h] = shared.table[(runs[slot] * Tile::kSources + row + h * 8) * Tile::kRowNumbers + 1];
+    }
+  }
+  float product[2][kBlocks][4];
+  const unsigned halves = shared_address(shared.halves);
+  for (int chunk = 0; chunk < part.chunks; ++chunk) {
+    const int stage = chunk % Tile::kStages, at = chunk % Tile::kHalves;
+    barrier_wait(shared.full + stage, chunk / Tile::kStages % 2);
+    const unsigned char* rows = shared.stages + stage * Tile::kStageBytes + q * 4 * static_cast<int>(sizeof(T));
+#pragma unroll
+    for (int slot = 0; slot < kSlots; ++slot) {
+      const int run = runs[slot];
+      const float* table = shared.table + (run * Tile::kSources + row) * Tile::kRowNumbers;
+      const unsigned char* ends = rows + P * Tile::kSources * Tile::kRowBytes;
+#pragma unroll
+      for (int unit = 0; unit < Tile::kUnits; ++unit) {
+        float slope[4], line[4];
+        read_four<T>(ends + unit * Tile::kUnitBytes + part.first(run) * Tile::kRowBytes, slope);
+        read_four<T>(ends + unit * Tile::kUnitBytes + part.last(run) * Tile::kRowBytes, line);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) slope[e] -= line[e];
+        unsigned high[2][4], low[2][4];
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          float numbers[Tile::kRowNumbers];
+#pragma unroll
+          for (int n = 0; n < Tile::kRowNumbers; n += 4) {
+            *reinterpret_cast<float4*>(numbers + n) =
+                *reinterpret_cast<const float4*>(table + h * 8 * Tile::kRowNumbers + n);
+          }
+          float r0[4], r1[4];
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            r0[e] = -fmaf(numbers[0], slope[e], line[e]);
+            r1[e] = -line[e];
+          }
+#pragma unroll
+          for (int p = 0; p < P; ++p) {
+            float u[4];
+            read_four<T>(rows + unit * Tile::kUnitBytes + (p * Tile::kSources + row + h * 8) * Tile::kRowBytes, u);
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+              r0[e] = fmaf(numbers[2 + p], u[e], r0[e]);
+              r1[e] = fmaf(numbers[2 + P + p], u[e], r1[e]);
+            }
+            if (slot == 0) {
+#pragma unroll
+              for (int e = 0; e < 4; ++e) sums.size[h][p] = fmaf(u[e], u[e], sums.size[h][p]);
+            }
+          }
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            sums.gram[slot][h][0] = fmaf(r0[e], r0[e], sums.gram[slot][h][0]);
+            sums.gram[slot][h][1] = fmaf(r0[e], r1[e], sums.gram[slot][h][1]);
+            sums.gram[slot][h][2] = fmaf(r1[e], r1[e], sums.gram[slot][h][2]);
+          }
+          split_pair(r0[0], r0[1], high[0][h], low[0][h]);
+          split_pair(r0[2], r0[3], high[0][h + 2], low[0][h + 2]);
+          split_pair(r1[0], r1[1], high[1][h], low[1][h]);
+          split_pair(r1[2], r1[3], high[1][h + 2], low[1][h + 2]);
+        }
+        if (slot == 0 && unit == 0) barrier_wait(shared.bent + at, chunk / Tile::kHalves % 2);
+        products_wait();  // those of the step before
+        if (unit == 0) {
+          constexpr int kBefore = kSlots - 1;
+          const int before = slot == 0 ? kBefore : slot - 1;
+          if (slot > 0 || chunk > 0) add_products(sums.inner[before], product, way[before], inverse[before]);
+          if (slot == 0 && chunk > 0 && lane == 0) barrier_arrive(shared.used + (chunk - 1) % Tile::kHalves);
+        }
+        const unsigned matrix = halves + at * Tile::kHalvesBytes + (unit * Tile::kRuns + run) * 2 * Tile::kMatrixBytes;
+        const uint64_t y_high = matrix_at(matrix), y_low = matrix_at(matrix + Tile::kMatrixBytes);
+        products_begin();
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {  // the small ones first
+          if (unit == 0) {
+            multiply_wide<false>(product[r], low[r], y_high);
+          } else {
+            multiply_wide<true>(product[r], low[r], y_high);
+          }
+        }
+#pragma unroll
+        for (int r = 0; r < 2; ++r) multiply_wide<true>(product[r], high[r], y_low);
+#pragma unroll
+        for (int r = 0; r < 2; ++r) multiply_wide<true>(product[r], high[r], y_high);
+        products_commit();
+      }
+    }
+    if (lane == 0) barrier_arrive(shared.read + stage);
+  }
+  products_wait();
+  add_products(sums.inner[kSlots - 1], product, way[kSlots - 1], inverse[kSlots - 1]);
+}
+
+// The bounds of this thread's pairs.
+template <typename T, int P, int kBlocks, int kSlots, class Tile>
+__device__ __forceinline__ void write_bounds(const HopperArgs& args, const HopperPart& part,
+                                             const HopperShared<T, P, Tile>& shared, int band,
+                                             const int (&runs)[kSlots], HopperSums<P, kBlocks, kSlots>& sums) {
+  const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+  const float* coefficients = args.coefficients + part.group * args.coefficient_stride;
+  // Numbers that one float sum has at most; 136: of products, four that are not small.
+  const float terms = static_cast<float>(part.chunks) * Tile::kUnits * 4.f;
+  const SumError error{(terms + 64.f + 136.f) * 0x1p-24f,
+                       0x1p-24f * sqrtf(static_cast<float>(part.chunks) * Tile::kChunk)};
+  float2* bounds =
+      reinterpret_cast<float2*>(args.bounds) + (part.split * args.groups + part.group) * args.nodes * args.nodes;
+#pragma unroll
+  for (int slot = 0; slot < kSlots; ++slot) {
+    const int run = runs[slot], first = part.first(run), last = part.last(run);
+    const RunNorms line{shared.norm[Tile::kTargets + run * 2], shared.norm[Tile::kTargets + run * 2 + 1]};
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      SourceNorms<P> source{over_quarter(sums.gram[slot][h][0]), over_quarter(sums.gram[slot][h][1]),
+                            over_quarter(sums.gram[slot][h][2])};
+#pragma unroll
+      for (int p = 0; p < P; ++p) source.size[p] = sqrtf(over_quarter(sums.size[h][p]));
+      const int row = band + threadIdx.x / 32 % 4 * 16 + g + h * 8;
+      const int64_t i = part.tile.source + row;
+      if (row >= part.sources || i >= part.tile.target + last) continue;
+      const float* numbers = shared.table + (run * Tile::kSources + row) * Tile::kRowNumbers;
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int within = block * 8 + q * 2 + e, column = first + within;
+          const int64_t j = part.tile.target + column;
+          if (column > last || j <= i) continue;
+          const float w0 = shared.way[run * Tile::kRun + within] * numbers[1];
+          bounds[j * args.nodes + i] =
+              bound_cost<P>(source, line, error, numbers, coefficients + (i * args.nodes + j) * P, shared.share[column],
+                            w0, sums.inner[slot][block][h * 2 + e], shared.norm[run * Tile::kRun + within]);
+        }
+      }
+    }
+  }
+}
+
+#endif
+
+// Grid: splits * groups * tiles.
+template <typename T, int P, int kBlocks>
+__global__ void __launch_bounds__(HopperTile<T, P, kBlocks>::kThreads, 1)
+    screen_tiles_hopper(const __grid_constant__ HopperArgs args) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  using Tile = HopperTile<T, P, kBlocks>;
+  extern __shared__ __align__(128) unsigned char shared_bytes[];
+  const HopperShared<T, P, Tile> shared(shared_bytes);
+  const HopperPart part(args);
+  HopperLoader<T, P, Tile> loader(args, part);
+  if (threadIdx.x == 0) {
+    const int warps = 4 * part.warpgroups();
+    for (int k = 0; k < Tile::kStages; ++k) {
+      barrier_init(shared.full + k, 1);
+      barrier_init(shared.read + k, 4 + warps);
+    }
+    for (int k = 0; k < Tile::kHalves; ++k) {
+      barrier_init(shared.bent + k, 4);
+      barrier_init(shared.used + k, warps);
+    }
+    fence_shared_for_engines();
+    for (int k = 0; k < min(Tile::kStages, part.chunks); ++k) {
+      loader.load(args, part, shared.stages + k * Tile::kStageBytes, shared.full + k);
+    }
+  }
+
+  // `way` is laid out by run, as the products are.
+  for (int k = threadIdx.x; k < part.targets; k += Tile::kThreads) {
+    const int run = k / part.length, first = part.first(run), last = part.last(run);
+    const double* place = args.place + part.tile.target;
+    const double whole = place[first] - place[last], rest = place[k] - place[last];
+    shared.way[run * Tile::kRun + k - first] = static_cast<float>(rest);
+    shared.share[k] = whole == 0.0 ? 1.f : static_cast<float>(rest / whole);
+  }
+  __syncthreads();
+  const float* coefficients = args.coefficients + part.group * args.coefficient_stride;
+  for (int k = threadIdx.x; k < Tile::kRuns * Tile::kSources; k += Tile::kThreads) {
+    const int run = k / Tile::kSources, row = k % Tile::kSources, first = part.first(run), last = part.last(run);
+    float* numbers = shared.table + k * Tile::kRowNumbers;
+    if (row < part.sources) {
+      step_numbers<P>(args, coefficients, part.tile.source + row, part.tile.target + first, part.tile.target + last,
+                      shared.share + first, shared.way + run * Tile::kRun, numbers);
+    } else {
+      for (int n = 0; n < Tile::kRowNumbers; ++n) numbers[n] = 0.f;
+    }
+  }
+  __syncthreads();
+
+  // Each role as one branch to its end; the norms are made between the sums and the bounds.
+  const auto make_norms = [&] {
+    __syncthreads();
+    for (int k = threadIdx.x; k < Tile::kRuns * (Tile::kRun + 2); k += Tile::kThreads) {
+      const int run = k / (Tile::kRun + 2), within = k % (Tile::kRun + 2);
+      float total = 0.f;
+#pragma unroll
+      for (int unit = 0; unit < Tile::kUnits; ++unit) {
+        total += shared.parts[(unit * Tile::kRuns + run) * (Tile::kRun + 2) + within];
+      }
+      shared.norm[within < Tile::kRun ? run * Tile::kRun + within : Tile::kTargets + run * 2 + within - Tile::kRun] =
+          sqrtf(total);
+    }
+    __syncthreads();
+  };
+  const int warpgroup = threadIdx.x / 128 - 1;
+  if (warpgroup < 0) {
+    give_registers<72>();
+    bend_targets_hopper<T, P, kBlocks>(args, part, shared, loader);
+    make_norms();
+  } else {
+    take_registers<216>();
+    const int band = part.band(warpgroup);
+    const bool some[2] = {part.active(warpgroup, 0), part.active(warpgroup, 1)};
+    if (some[0] && some[1]) {
+      const int runs[2] = {0, 1};
+      HopperSums<P, kBlocks, 2> sums{};
+      multiply_sources<T, P, kBlocks, 2>(part, shared, band, runs, sums);
+      make_norms();
+      write_bounds<T, P, kBlocks, 2>(args, part, shared, band, runs, sums);
+    } else if (some[0] || some[1]) {
+      const int runs[1] = {some[0] ? 0 : 1};
+      HopperSums<P, kBlocks, 1> sums{};
+      multiply_sources<T, P, kBlocks, 1>(part, shared, band, runs, sums);
+      make_norms();
+      write_bounds<T, P, kBlocks, 1>(args, part, shared, band, runs, sums);
+    } else {
+      make_norms();
+    }
+  }
+#endif
+}
+
+}  // namespace oss_ext::cuda
