@@ -29,7 +29,11 @@ Status shortlist(const ShortlistParams& params, int device, void* stream) {
   if (guard.status() != kOk) return guard.status();
   const int64_t blocks = params.groups * params.nodes;
   if (blocks == 0) return kOk;
-  shortlist_sources<<<blocks, kShortlistThreads, 0, static_cast<cudaStream_t>(stream)>>>(params);
+  const int64_t shared = shortlist_bytes(params.nodes);
+  const cudaError_t error =
+      cudaFuncSetAttribute(shortlist_sources, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+  if (error != cudaSuccess) return static_cast<Status>(error);
+  shortlist_sources<<<blocks, kShortlistThreads, shared, static_cast<cudaStream_t>(stream)>>>(params);
   return launch_status();
 }
 

@@ -336,9 +336,10 @@ __global__ void __launch_bounds__(ScreenTile<T, P, kBlocks>::kThreads, 1)
     const int64_t i = tile.source + row;
     if (row >= sources || i >= tile.target + last) continue;
     const float* numbers = table + (run * Tile::kSources + row) * Tile::kRowNumbers;
-    SourceNorms<P> source{squares[h][0], squares[h][1], squares[h][2]};
+    SourceSums<P> sums{squares[h][0], squares[h][1], squares[h][2]};
 #pragma unroll
-    for (int p = 0; p < P; ++p) source.size[p] = sizes[row * P + p];
+    for (int p = 0; p < P; ++p) sums.size[p] = sizes[row * P + p];
+    const SourceBound source(sums, line, numbers);
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
@@ -350,8 +351,8 @@ __global__ void __launch_bounds__(ScreenTile<T, P, kBlocks>::kThreads, 1)
         const float inner =
             fmaf(w0, sum[block][h / 2 * 2][h % 2 * 2 + e], (1.f - w0) * sum[block][h / 2 * 2 + 1][h % 2 * 2 + e]);
         bounds[j * args.nodes + i] =
-            bound_cost<P>(source, line, error, numbers, coefficients + (i * args.nodes + j) * P, share[column], w0,
-                          inner, norm[column]);
+            bound_cost<P>(source, sums.size, line, error, numbers, coefficients + (i * args.nodes + j) * P,
+                          share[column], w0, inner, norm[column]);
       }
     }
   }

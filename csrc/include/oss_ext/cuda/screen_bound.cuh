@@ -99,9 +99,9 @@ __device__ __forceinline__ void step_numbers(const ScreenArgs& args, const float
   numbers[1] = whole == 0.f ? 0.f : 1.f / whole;
 }
 
-// What is known of a source and a run once its numbers are summed.
+// Sums over the dims for a source and a run.
 template <int P>
-struct SourceNorms {
+struct SourceSums {
   float r00, r01, r11;  // |r0|^2, <r0, r1>, |r1|^2
   float size[P];        // |u_p|
 };
@@ -112,36 +112,55 @@ struct SumError {
   float kappa, halves_lost;
 };
 
+__device__ __forceinline__ float root(float x) {  // within 2^-22
+  float y;
+  asm("sqrt.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// What the bounds of all steps of a source to a run have in common.
+struct SourceBound {
+  float r00, r01, r11, norm0, norm1, off0, off1;  // off: what r0 and r1 are rounded by
+
+  SourceBound() = default;
+  template <int P>
+  __device__ __forceinline__ SourceBound(const SourceSums<P>& sums, const RunNorms& line, const float* numbers)
+      : r00(sums.r00), r01(sums.r01), r11(sums.r11), norm0(root(r00)), norm1(root(r11)) {
+    constexpr float kRounding = (P + 4) * 0x1p-24f;
+    off0 = off1 = line.first + line.last;
+#pragma unroll
+    for (int p = 0; p < P; ++p) {
+      off0 += fabsf(numbers[2 + p]) * sums.size[p];
+      off1 += fabsf(numbers[2 + P + p]) * sums.size[p];
+    }
+    off0 *= kRounding;
+    off1 *= kRounding;
+  }
+};
+
 // Bounds of |z_ij - y_j|^2. `inner` is <f_ij, y''>, w0 r0's weight, y = |y''|, c the coefficients of the step itself.
 template <int P>
-__device__ __forceinline__ float2 bound_cost(const SourceNorms<P>& source, const RunNorms& line, const SumError& error,
-                                             const float* numbers, const float* c, float share, float w0, float inner,
-                                             float y) {
+__device__ __forceinline__ float2 bound_cost(const SourceBound& source, const float* size, const RunNorms& line,
+                                             const SumError& error, const float* numbers, const float* c, float share,
+                                             float w0, float inner, float y) {
   constexpr float kUlp = 0x1p-24f;
-  const float w1 = 1.f - w0;
+  const float w1 = 1.f - w0, w0_size = fabsf(w0), w1_size = fabsf(w1);
   const float cost =
       fmaf(w0 * w0, source.r00, fmaf(2.f * w0 * w1, source.r01, w1 * w1 * source.r11)) - 2.f * inner + y * y;
-  const float f = fabsf(w0) * sqrtf(source.r00) + fabsf(w1) * sqrtf(source.r11);
-  const float spread = error.kappa * (f + y) * (f + y) + 2.f * error.halves_lost * (f + (fabsf(w0) + fabsf(w1)) * y);
-  const float line_size = line.first + line.last;
-  float off0 = line_size, off1 = line_size;  // what r0 and r1 are rounded by
-#pragma unroll
-  for (int p = 0; p < P; ++p) {
-    off0 += fabsf(numbers[2 + p]) * source.size[p];
-    off1 += fabsf(numbers[2 + P + p]) * source.size[p];
-  }
+  const float f = w0_size * source.norm0 + w1_size * source.norm1;
+  const float spread = error.kappa * (f + y) * (f + y) + 2.f * error.halves_lost * (f + (w0_size + w1_size) * y);
   const float along = fabsf(fmaf(w0, numbers[0], -share));
-  float off = (P + 4) * kUlp * (fabsf(w0) * off0 + fabsf(w1) * off1) + 4.f * kUlp * (y + 2.f * line_size) +
+  float off = w0_size * source.off0 + w1_size * source.off1 + 4.f * kUlp * (y + 2.f * (line.first + line.last)) +
               along * line.first + (along + kUlp) * line.last;
 #pragma unroll
   for (int p = 0; p < P; ++p) {
     const float left = fabsf(fmaf(w0, numbers[2 + p], fmaf(w1, numbers[2 + P + p], -c[p])));
-    off += (left + kUlp * fabsf(w0 * numbers[2 + p])) * source.size[p];
+    off += (left + kUlp * fabsf(w0 * numbers[2 + p])) * size[p];
   }
   off *= 1.0001f;
-  const float low = fmaxf(sqrtf(fmaxf(cost - spread, 0.f)) - off, 0.f);
-  const float high = sqrtf(fmaxf(cost + spread, 0.f)) + off;
-  const float2 pair{low * low * (1.f - 0x1p-20f), high * high * (1.f + 0x1p-20f)};
+  const float low = fmaxf(root(fmaxf(cost - spread, 0.f)) - off, 0.f);
+  const float high = root(fmaxf(cost + spread, 0x1p-100f)) + off;
+  const float2 pair{low * low * (1.f - 0x1p-19f), high * high * (1.f + 0x1p-19f)};
   return isfinite(cost) && isfinite(pair.y) ? pair : float2{0.f, INFINITY};
 }
 

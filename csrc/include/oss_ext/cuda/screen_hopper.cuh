@@ -259,13 +259,16 @@ __device__ __forceinline__ void multiply_sources(const HopperPart& part, const H
     const int stage = chunk % Tile::kStages, at = chunk % Tile::kHalves;
     barrier_wait(shared.full + stage, chunk / Tile::kStages % 2);
     const unsigned char* rows = shared.stages + stage * Tile::kStageBytes + q * 4 * static_cast<int>(sizeof(T));
+    float size[2][P];
 #pragma unroll
     for (int slot = 0; slot < kSlots; ++slot) {
       const int run = runs[slot];
       const float* table = shared.table + (run * Tile::kSources + row) * Tile::kRowNumbers;
       const unsigned char* ends = rows + P * Tile::kSources * Tile::kRowBytes;
+      float gram[2][3];  // of the chunk: summed apart, so that few terms are added to large sums
 #pragma unroll
       for (int unit = 0; unit < Tile::kUnits; ++unit) {
+        const bool begins = unit == 0, ends_here = unit == Tile::kUnits - 1;
         float slope[4], line[4];
         read_four<T>(ends + unit * Tile::kUnitBytes + part.first(run) * Tile::kRowBytes, slope);
         read_four<T>(ends + unit * Tile::kUnitBytes + part.last(run) * Tile::kRowBytes, line);
@@ -297,14 +300,19 @@ __device__ __forceinline__ void multiply_sources(const HopperPart& part, const H
             }
             if (slot == 0) {
 #pragma unroll
-              for (int e = 0; e < 4; ++e) sums.size[h][p] = fmaf(u[e], u[e], sums.size[h][p]);
+              for (int e = 0; e < 4; ++e) size[h][p] = begins && e == 0 ? u[e] * u[e] : fmaf(u[e], u[e], size[h][p]);
+              if (ends_here) sums.size[h][p] += size[h][p];
             }
           }
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            sums.gram[slot][h][0] = fmaf(r0[e], r0[e], sums.gram[slot][h][0]);
-            sums.gram[slot][h][1] = fmaf(r0[e], r1[e], sums.gram[slot][h][1]);
-            sums.gram[slot][h][2] = fmaf(r1[e], r1[e], sums.gram[slot][h][2]);
+            gram[h][0] = begins && e == 0 ? r0[e] * r0[e] : fmaf(r0[e], r0[e], gram[h][0]);
+            gram[h][1] = begins && e == 0 ? r0[e] * r1[e] : fmaf(r0[e], r1[e], gram[h][1]);
+            gram[h][2] = begins && e == 0 ? r1[e] * r1[e] : fmaf(r1[e], r1[e], gram[h][2]);
+          }
+          if (ends_here) {
+#pragma unroll
+            for (int n = 0; n < 3; ++n) sums.gram[slot][h][n] += gram[h][n];
           }
           split_pair(r0[0], r0[1], high[0][h], low[0][h]);
           split_pair(r0[2], r0[3], high[0][h + 2], low[0][h + 2]);
@@ -343,47 +351,86 @@ __device__ __forceinline__ void multiply_sources(const HopperPart& part, const H
   add_products(sums.inner[kSlots - 1], product, way[kSlots - 1], inverse[kSlots - 1]);
 }
 
-// The bounds of this thread's pairs.
+// What the bounds are made of, where the stages were.
+template <int P, class Tile>
+struct HopperResults {
+  static constexpr int kPitch = Tile::kSources + 4;
+  float* inner;        // [run][target][source]
+  SourceBound* bound;  // [run][source]
+  float* size;         // [source][P]
+
+  __device__ explicit HopperResults(unsigned char* shared) {
+    inner = reinterpret_cast<float*>(shared);
+    bound = reinterpret_cast<SourceBound*>(inner + Tile::kTargets * kPitch);
+    size = reinterpret_cast<float*>(bound + Tile::kRuns * Tile::kSources);
+  }
+  static constexpr int kBytes =
+      (Tile::kTargets * kPitch + Tile::kSources * P) * 4 + Tile::kRuns * Tile::kSources * sizeof(SourceBound);
+};
+
 template <typename T, int P, int kBlocks, int kSlots, class Tile>
-__device__ __forceinline__ void write_bounds(const HopperArgs& args, const HopperPart& part,
-                                             const HopperShared<T, P, Tile>& shared, int band,
-                                             const int (&runs)[kSlots], HopperSums<P, kBlocks, kSlots>& sums) {
+__device__ __forceinline__ void leave_sums(const HopperShared<T, P, Tile>& shared,
+                                           const HopperResults<P, Tile>& results, int band, const int (&runs)[kSlots],
+                                           const HopperSums<P, kBlocks, kSlots>& sums) {
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-  const float* coefficients = args.coefficients + part.group * args.coefficient_stride;
-  // Numbers that one float sum has at most; 136: of products, four that are not small.
-  const float terms = static_cast<float>(part.chunks) * Tile::kUnits * 4.f;
-  const SumError error{(terms + 64.f + 136.f) * 0x1p-24f,
-                       0x1p-24f * sqrtf(static_cast<float>(part.chunks) * Tile::kChunk)};
-  float2* bounds =
-      reinterpret_cast<float2*>(args.bounds) + (part.split * args.groups + part.group) * args.nodes * args.nodes;
 #pragma unroll
-  for (int slot = 0; slot < kSlots; ++slot) {
-    const int run = runs[slot], first = part.first(run), last = part.last(run);
-    const RunNorms line{shared.norm[Tile::kTargets + run * 2], shared.norm[Tile::kTargets + run * 2 + 1]};
+  for (int h = 0; h < 2; ++h) {
+    const int row = band + threadIdx.x / 32 % 4 * 16 + g + h * 8;
+    SourceSums<P> source;
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      SourceNorms<P> source{over_quarter(sums.gram[slot][h][0]), over_quarter(sums.gram[slot][h][1]),
-                            over_quarter(sums.gram[slot][h][2])};
+    for (int p = 0; p < P; ++p) {
+      source.size[p] = root(over_quarter(sums.size[h][p]));
+      if (q == 0) results.size[row * P + p] = source.size[p];
+    }
 #pragma unroll
-      for (int p = 0; p < P; ++p) source.size[p] = sqrtf(over_quarter(sums.size[h][p]));
-      const int row = band + threadIdx.x / 32 % 4 * 16 + g + h * 8;
-      const int64_t i = part.tile.source + row;
-      if (row >= part.sources || i >= part.tile.target + last) continue;
+    for (int slot = 0; slot < kSlots; ++slot) {
+      const int run = runs[slot];
+      source.r00 = over_quarter(sums.gram[slot][h][0]);
+      source.r01 = over_quarter(sums.gram[slot][h][1]);
+      source.r11 = over_quarter(sums.gram[slot][h][2]);
+      const RunNorms line{shared.norm[Tile::kTargets + run * 2], shared.norm[Tile::kTargets + run * 2 + 1]};
       const float* numbers = shared.table + (run * Tile::kSources + row) * Tile::kRowNumbers;
+      if (q == 0) results.bound[run * Tile::kSources + row] = SourceBound(source, line, numbers);
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          const int within = block * 8 + q * 2 + e, column = first + within;
-          const int64_t j = part.tile.target + column;
-          if (column > last || j <= i) continue;
-          const float w0 = shared.way[run * Tile::kRun + within] * numbers[1];
-          bounds[j * args.nodes + i] =
-              bound_cost<P>(source, line, error, numbers, coefficients + (i * args.nodes + j) * P, shared.share[column],
-                            w0, sums.inner[slot][block][h * 2 + e], shared.norm[run * Tile::kRun + within]);
+          results.inner[(run * Tile::kRun + block * 8 + q * 2 + e) * results.kPitch + row] =
+              sums.inner[slot][block][h * 2 + e];
         }
       }
     }
+  }
+}
+
+// All threads: neighbouring lanes have neighbouring sources.
+template <typename T, int P, class Tile>
+__device__ __forceinline__ void write_bounds(const HopperArgs& args, const HopperPart& part,
+                                             const HopperShared<T, P, Tile>& shared,
+                                             const HopperResults<P, Tile>& results) {
+  const float* coefficients = args.coefficients + part.group * args.coefficient_stride;
+  // Terms of one float sum: two a chunk; 136: of tensor cores, four that are not small a chunk.
+  const float terms = 2.f * static_cast<float>(part.chunks);
+  const SumError error{(terms + 64.f + 136.f) * 0x1p-24f,
+                       0x1p-24f * sqrtf(static_cast<float>(part.chunks) * Tile::kChunk)};
+  float2* bounds =
+      reinterpret_cast<float2*>(args.bounds) + (part.split * args.groups + part.group) * args.nodes * args.nodes;
+  const int bands = (part.sources + 31) / 32;
+#pragma unroll 4
+  for (int k = threadIdx.x / 32; k < part.targets * bands; k += Tile::kThreads / 32) {
+    const int column = k / bands, row = k % bands * 32 + threadIdx.x % 32;
+    const int64_t i = part.tile.source + row, j = part.tile.target + column;
+    if (row >= part.sources || j <= i) continue;
+    const float* coefficient = coefficients + (i * args.nodes + j) * P;
+    float c[P];
+#pragma unroll
+    for (int p = 0; p < P; ++p) c[p] = coefficient[p];
+    const int run = column / part.length, within = run * Tile::kRun + column % part.length;
+    const float* numbers = shared.table + (run * Tile::kSources + row) * Tile::kRowNumbers;
+    const RunNorms line{shared.norm[Tile::kTargets + run * 2], shared.norm[Tile::kTargets + run * 2 + 1]};
+    bounds[j * args.nodes + i] = bound_cost<P>(results.bound[run * Tile::kSources + row], results.size + row * P, line,
+                                               error, numbers, c, shared.share[column], shared.way[within] * numbers[1],
+                                               results.inner[within * results.kPitch + row], shared.norm[within]);
   }
 }
 
@@ -437,7 +484,9 @@ __global__ void __launch_bounds__(HopperTile<T, P, kBlocks>::kThreads, 1)
   }
   __syncthreads();
 
-  // Each role as one branch to its end; the norms are made between the sums and the bounds.
+  // Each role as one branch to its end: the registers ask for it. Norms are made between sums and bounds.
+  const HopperResults<P, Tile> results(shared.stages);
+  static_assert(results.kBytes <= Tile::kStages * Tile::kStageBytes);
   const auto make_norms = [&] {
     __syncthreads();
     for (int k = threadIdx.x; k < Tile::kRuns * (Tile::kRun + 2); k += Tile::kThreads) {
@@ -448,7 +497,7 @@ __global__ void __launch_bounds__(HopperTile<T, P, kBlocks>::kThreads, 1)
         total += shared.parts[(unit * Tile::kRuns + run) * (Tile::kRun + 2) + within];
       }
       shared.norm[within < Tile::kRun ? run * Tile::kRun + within : Tile::kTargets + run * 2 + within - Tile::kRun] =
-          sqrtf(total);
+          root(total);
     }
     __syncthreads();
   };
@@ -466,17 +515,19 @@ __global__ void __launch_bounds__(HopperTile<T, P, kBlocks>::kThreads, 1)
       HopperSums<P, kBlocks, 2> sums{};
       multiply_sources<T, P, kBlocks, 2>(part, shared, band, runs, sums);
       make_norms();
-      write_bounds<T, P, kBlocks, 2>(args, part, shared, band, runs, sums);
+      leave_sums<T, P, kBlocks, 2>(shared, results, band, runs, sums);
     } else if (some[0] || some[1]) {
       const int runs[1] = {some[0] ? 0 : 1};
       HopperSums<P, kBlocks, 1> sums{};
       multiply_sources<T, P, kBlocks, 1>(part, shared, band, runs, sums);
       make_norms();
-      write_bounds<T, P, kBlocks, 1>(args, part, shared, band, runs, sums);
+      leave_sums<T, P, kBlocks, 1>(shared, results, band, runs, sums);
     } else {
       make_norms();
     }
   }
+  __syncthreads();
+  write_bounds<T, P>(args, part, shared, results);
 #endif
 }
 
