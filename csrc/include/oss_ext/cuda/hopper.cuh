@@ -71,7 +71,7 @@ template <bool kOnto, int kBlocks>
 __device__ __forceinline__ void multiply_wide(float (&sum)[kBlocks][4], const unsigned (&a)[4], uint64_t b) {
   static_assert(kBlocks == 4 || kBlocks == 7 || kBlocks == 8);
 #define OSS_EXT_ONTO(k) "+f"(sum[k][0]), "+f"(sum[k][1]), "+f"(sum[k][2]), "+f"(sum[k][3])
-#define OSS_EXT_NEW(k) "=f"(sum[k][0]), "=f"(sum[k][1]), "=f"(sum[k][2]), "=f"(sum[k][3])
+#define OSS_EXT_NEW(k) "+f"(sum[k][0]), "+f"(sum[k][1]), "+f"(sum[k][2]), "+f"(sum[k][3])
   if constexpr (kBlocks == 4 && kOnto) {
     asm volatile(
         "{\n.reg .pred onto;\nsetp.ne.b32 onto, 1, 0;\n"

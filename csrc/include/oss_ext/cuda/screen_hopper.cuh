@@ -243,23 +243,17 @@ __device__ __forceinline__ void multiply_sources(const HopperPart& part, const H
                                                  HopperSums<P, kBlocks, kSlots>& sums) {
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   const int row = band + threadIdx.x / 32 % 4 * 16 + g;
-  const float* way[kSlots];
-  float inverse[kSlots][2];
-#pragma unroll
-  for (int slot = 0; slot < kSlots; ++slot) {
-    way[slot] = shared.way + runs[slot] * Tile::kRun + q * 2;
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      inverse[slot][h] = shared.table[(runs[slot] * Tile::kSources + row + h * 8) * Tile::kRowNumbers + 1];
-    }
-  }
   float product[2][kBlocks][4];
   const unsigned halves = shared_address(shared.halves);
+  const auto flush = [&](int slot) {
+    const float* numbers = shared.table + (runs[slot] * Tile::kSources + row) * Tile::kRowNumbers;
+    const float inverse[2] = {numbers[1], numbers[8 * Tile::kRowNumbers + 1]};
+    add_products(sums.inner[slot], product, shared.way + runs[slot] * Tile::kRun + q * 2, inverse);
+  };
   for (int chunk = 0; chunk < part.chunks; ++chunk) {
     const int stage = chunk % Tile::kStages, at = chunk % Tile::kHalves;
     barrier_wait(shared.full + stage, chunk / Tile::kStages % 2);
     const unsigned char* rows = shared.stages + stage * Tile::kStageBytes + q * 4 * static_cast<int>(sizeof(T));
-    float size[2][P];
 #pragma unroll
     for (int slot = 0; slot < kSlots; ++slot) {
       const int run = runs[slot];
@@ -300,8 +294,7 @@ __device__ __forceinline__ void multiply_sources(const HopperPart& part, const H
             }
             if (slot == 0) {
 #pragma unroll
-              for (int e = 0; e < 4; ++e) size[h][p] = begins && e == 0 ? u[e] * u[e] : fmaf(u[e], u[e], size[h][p]);
-              if (ends_here) sums.size[h][p] += size[h][p];
+              for (int e = 0; e < 4; ++e) sums.size[h][p] = fmaf(u[e], u[e], sums.size[h][p]);
             }
           }
 #pragma unroll
@@ -324,7 +317,7 @@ __device__ __forceinline__ void multiply_sources(const HopperPart& part, const H
         if (unit == 0) {
           constexpr int kBefore = kSlots - 1;
           const int before = slot == 0 ? kBefore : slot - 1;
-          if (slot > 0 || chunk > 0) add_products(sums.inner[before], product, way[before], inverse[before]);
+          if (slot > 0 || chunk > 0) flush(before);
           if (slot == 0 && chunk > 0 && lane == 0) barrier_arrive(shared.used + (chunk - 1) % Tile::kHalves);
         }
         const unsigned matrix = halves + at * Tile::kHalvesBytes + (unit * Tile::kRuns + run) * 2 * Tile::kMatrixBytes;
@@ -348,13 +341,13 @@ __device__ __forceinline__ void multiply_sources(const HopperPart& part, const H
     if (lane == 0) barrier_arrive(shared.read + stage);
   }
   products_wait();
-  add_products(sums.inner[kSlots - 1], product, way[kSlots - 1], inverse[kSlots - 1]);
+  flush(kSlots - 1);
 }
 
 // What the bounds are made of, where the stages were.
 template <int P, class Tile>
 struct HopperResults {
-  static constexpr int kPitch = Tile::kSources + 4;
+  static constexpr int kPitch = Tile::kSources + 8;
   float* inner;        // [run][target][source]
   SourceBound* bound;  // [run][source]
   float* size;         // [source][P]
@@ -369,7 +362,7 @@ struct HopperResults {
 };
 
 template <typename T, int P, int kBlocks, int kSlots, class Tile>
-__device__ __forceinline__ void leave_sums(const HopperShared<T, P, Tile>& shared,
+__device__ __forceinline__ void leave_sums(const HopperPart& part, const HopperShared<T, P, Tile>& shared,
                                            const HopperResults<P, Tile>& results, int band, const int (&runs)[kSlots],
                                            const HopperSums<P, kBlocks, kSlots>& sums) {
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
@@ -379,7 +372,8 @@ __device__ __forceinline__ void leave_sums(const HopperShared<T, P, Tile>& share
     SourceSums<P> source;
 #pragma unroll
     for (int p = 0; p < P; ++p) {
-      source.size[p] = root(over_quarter(sums.size[h][p]));
+      // Summed term by term, eight a chunk: enlarged by what that may have lost.
+      source.size[p] = root(over_quarter(sums.size[h][p])) * (1.f + (part.chunks * 4.f + 16.f) * 0x1p-23f);
       if (q == 0) results.size[row * P + p] = source.size[p];
     }
 #pragma unroll
@@ -403,7 +397,7 @@ __device__ __forceinline__ void leave_sums(const HopperShared<T, P, Tile>& share
   }
 }
 
-// All threads: neighbouring lanes have neighbouring sources.
+// All threads: a warp has eight sources and four targets, whole sectors of bounds and of coefficients.
 template <typename T, int P, class Tile>
 __device__ __forceinline__ void write_bounds(const HopperArgs& args, const HopperPart& part,
                                              const HopperShared<T, P, Tile>& shared,
@@ -415,17 +409,24 @@ __device__ __forceinline__ void write_bounds(const HopperArgs& args, const Hoppe
                        0x1p-24f * sqrtf(static_cast<float>(part.chunks) * Tile::kChunk)};
   float2* bounds =
       reinterpret_cast<float2*>(args.bounds) + (part.split * args.groups + part.group) * args.nodes * args.nodes;
-  const int bands = (part.sources + 31) / 32;
-#pragma unroll 4
-  for (int k = threadIdx.x / 32; k < part.targets * bands; k += Tile::kThreads / 32) {
-    const int column = k / bands, row = k % bands * 32 + threadIdx.x % 32;
+  const int bands = (part.sources + 7) / 8, lane = threadIdx.x % 32;
+  constexpr int kWarps = Tile::kThreads / 32;
+  const int columns_on = kWarps / bands, bands_on = kWarps % bands;
+  int column = threadIdx.x / 32 / bands * 4 + lane / 8, at = threadIdx.x / 32 % bands;
+#pragma unroll 1
+  for (; column < part.targets; column += columns_on * 4, at += bands_on) {
+    if (at >= bands) {
+      at -= bands;
+      column += 4;
+    }
+    const int row = at * 8 + lane % 8;
     const int64_t i = part.tile.source + row, j = part.tile.target + column;
-    if (row >= part.sources || j <= i) continue;
+    if (row >= part.sources || column >= part.targets || j <= i) continue;
     const float* coefficient = coefficients + (i * args.nodes + j) * P;
     float c[P];
 #pragma unroll
     for (int p = 0; p < P; ++p) c[p] = coefficient[p];
-    const int run = column / part.length, within = run * Tile::kRun + column % part.length;
+    const int run = column >= part.length ? 1 : 0, within = column + run * (Tile::kRun - part.length);
     const float* numbers = shared.table + (run * Tile::kSources + row) * Tile::kRowNumbers;
     const RunNorms line{shared.norm[Tile::kTargets + run * 2], shared.norm[Tile::kTargets + run * 2 + 1]};
     bounds[j * args.nodes + i] = bound_cost<P>(results.bound[run * Tile::kSources + row], results.size + row * P, line,
@@ -503,11 +504,11 @@ __global__ void __launch_bounds__(HopperTile<T, P, kBlocks>::kThreads, 1)
   };
   const int warpgroup = threadIdx.x / 128 - 1;
   if (warpgroup < 0) {
-    give_registers<72>();
+    give_registers<56>();
     bend_targets_hopper<T, P, kBlocks>(args, part, shared, loader);
     make_norms();
   } else {
-    take_registers<216>();
+    take_registers<224>();
     const int band = part.band(warpgroup);
     const bool some[2] = {part.active(warpgroup, 0), part.active(warpgroup, 1)};
     if (some[0] && some[1]) {
@@ -515,13 +516,13 @@ __global__ void __launch_bounds__(HopperTile<T, P, kBlocks>::kThreads, 1)
       HopperSums<P, kBlocks, 2> sums{};
       multiply_sources<T, P, kBlocks, 2>(part, shared, band, runs, sums);
       make_norms();
-      leave_sums<T, P, kBlocks, 2>(shared, results, band, runs, sums);
+      leave_sums<T, P, kBlocks, 2>(part, shared, results, band, runs, sums);
     } else if (some[0] || some[1]) {
       const int runs[1] = {some[0] ? 0 : 1};
       HopperSums<P, kBlocks, 1> sums{};
       multiply_sources<T, P, kBlocks, 1>(part, shared, band, runs, sums);
       make_norms();
-      leave_sums<T, P, kBlocks, 1>(shared, results, band, runs, sums);
+      leave_sums<T, P, kBlocks, 1>(part, shared, results, band, runs, sums);
     } else {
       make_norms();
     }
