@@ -222,17 +222,29 @@ struct HopperSums {
   float size[2][P];
 };
 
-// Adds the products of a chunk, with the steps' own weights of r0 and r1.
+// Adds the products of a chunk, with the steps' own weights of r0 and r1: those of two rows, the same ones if `even`.
 template <int kBlocks>
 __device__ __forceinline__ void add_products(float (&inner)[kBlocks][4], const float (&product)[2][kBlocks][4],
-                                             const float* way, const float (&inverse)[2]) {
+                                             const float* way, const float (&inverse)[2], bool even) {
+  if (even) {
 #pragma unroll
-  for (int block = 0; block < kBlocks; ++block) {
-    const float2 ways = *reinterpret_cast<const float2*>(way + block * 8);
+    for (int block = 0; block < kBlocks; ++block) {
+      const float2 ways = *reinterpret_cast<const float2*>(way + block * 8);
+      const float w0[2] = {ways.x * inverse[0], ways.y * inverse[0]}, w1[2] = {1.f - w0[0], 1.f - w0[1]};
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const float w0 = (e % 2 ? ways.y : ways.x) * inverse[e / 2];
-      inner[block][e] = fmaf(w0, product[0][block][e], fmaf(1.f - w0, product[1][block][e], inner[block][e]));
+      for (int e = 0; e < 4; ++e) {
+        inner[block][e] = fmaf(w0[e % 2], product[0][block][e], fmaf(w1[e % 2], product[1][block][e], inner[block][e]));
+      }
+    }
+  } else {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      const float2 ways = *reinterpret_cast<const float2*>(way + block * 8);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const float w0 = (e % 2 ? ways.y : ways.x) * inverse[e / 2];
+        inner[block][e] = fmaf(w0, product[0][block][e], fmaf(1.f - w0, product[1][block][e], inner[block][e]));
+      }
     }
   }
 }
@@ -248,7 +260,8 @@ __device__ __forceinline__ void multiply_sources(const HopperPart& part, const H
   const auto flush = [&](int slot) {
     const float* numbers = shared.table + (runs[slot] * Tile::kSources + row) * Tile::kRowNumbers;
     const float inverse[2] = {numbers[1], numbers[8 * Tile::kRowNumbers + 1]};
-    add_products(sums.inner[slot], product, shared.way + runs[slot] * Tile::kRun + q * 2, inverse);
+    add_products(sums.inner[slot], product, shared.way + runs[slot] * Tile::kRun + q * 2, inverse,
+                 part.tile.source + band + Tile::kBand <= part.tile.target + part.first(runs[slot]));
   };
   for (int chunk = 0; chunk < part.chunks; ++chunk) {
     const int stage = chunk % Tile::kStages, at = chunk % Tile::kHalves;
@@ -410,28 +423,40 @@ __device__ __forceinline__ void write_bounds(const HopperArgs& args, const Hoppe
   float2* bounds =
       reinterpret_cast<float2*>(args.bounds) + (part.split * args.groups + part.group) * args.nodes * args.nodes;
   const int bands = (part.sources + 7) / 8, lane = threadIdx.x % 32;
-  constexpr int kWarps = Tile::kThreads / 32;
-  const int columns_on = kWarps / bands, bands_on = kWarps % bands;
+  constexpr int kWarps = Tile::kThreads / 32, kAtOnce = 4;  // pairs of a thread, whose coefficients come together
+  const int columns_on = kWarps / bands * 4, bands_on = kWarps % bands;
   int column = threadIdx.x / 32 / bands * 4 + lane / 8, at = threadIdx.x / 32 % bands;
-#pragma unroll 1
-  for (; column < part.targets; column += columns_on * 4, at += bands_on) {
-    if (at >= bands) {
-      at -= bands;
-      column += 4;
-    }
-    const int row = at * 8 + lane % 8;
-    const int64_t i = part.tile.source + row, j = part.tile.target + column;
-    if (row >= part.sources || column >= part.targets || j <= i) continue;
-    const float* coefficient = coefficients + (i * args.nodes + j) * P;
-    float c[P];
+  while (column < part.targets) {
+    int columns[kAtOnce], rows[kAtOnce];
+    float c[kAtOnce][P];
 #pragma unroll
-    for (int p = 0; p < P; ++p) c[p] = coefficient[p];
-    const int run = column >= part.length ? 1 : 0, within = column + run * (Tile::kRun - part.length);
-    const float* numbers = shared.table + (run * Tile::kSources + row) * Tile::kRowNumbers;
-    const RunNorms line{shared.norm[Tile::kTargets + run * 2], shared.norm[Tile::kTargets + run * 2 + 1]};
-    bounds[j * args.nodes + i] = bound_cost<P>(results.bound[run * Tile::kSources + row], results.size + row * P, line,
-                                               error, numbers, c, shared.share[column], shared.way[within] * numbers[1],
-                                               results.inner[within * results.kPitch + row], shared.norm[within]);
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int row = at * 8 + lane % 8;
+      const int64_t i = part.tile.source + row, j = part.tile.target + column;
+      const bool wanted = row < part.sources && column < part.targets && j > i;
+      columns[k] = wanted ? column : -1;
+      rows[k] = row;
+#pragma unroll
+      for (int p = 0; p < P; ++p) c[k][p] = wanted ? coefficients[(i * args.nodes + j) * P + p] : 0.f;
+      column += columns_on;
+      at += bands_on;
+      if (at >= bands) {
+        at -= bands;
+        column += 4;
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      if (columns[k] < 0) continue;
+      const int row = rows[k], run = columns[k] >= part.length ? 1 : 0;
+      const int within = columns[k] + run * (Tile::kRun - part.length);
+      const float* numbers = shared.table + (run * Tile::kSources + row) * Tile::kRowNumbers;
+      const RunNorms line{shared.norm[Tile::kTargets + run * 2], shared.norm[Tile::kTargets + run * 2 + 1]};
+      bounds[(part.tile.target + columns[k]) * args.nodes + part.tile.source + row] =
+          bound_cost<P>(results.bound[run * Tile::kSources + row], results.size + row * P, line, error, numbers, c[k],
+                        shared.share[columns[k]], shared.way[within] * numbers[1],
+                        results.inner[within * results.kPitch + row], shared.norm[within]);
+    }
   }
 }
 
@@ -502,7 +527,7 @@ __global__ void __launch_bounds__(HopperTile<T, P, kBlocks>::kThreads, 1)
     }
     __syncthreads();
   };
-  const int warpgroup = threadIdx.x / 128 - 1;
+  const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0) - 1;  // known to be uniform
   if (warpgroup < 0) {
     give_registers<56>();
     bend_targets_hopper<T, P, kBlocks>(args, part, shared, loader);
