@@ -37,6 +37,14 @@ __device__ __forceinline__ void fence_shared_for_engines() {
   asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
 }
 
+// Four matrices of 8 x 8 halves, two neighbours a lane each, four lanes a row; lane 8 m + r says where row r of the
+// m-th goes.
+__device__ __forceinline__ void store_matrices(void* row, const unsigned (&pairs)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(shared_address(row)),
+               "r"(pairs[0]), "r"(pairs[1]), "r"(pairs[2]), "r"(pairs[3])
+               : "memory");
+}
+
 // The box of `map` at (number, node, sample) to shared memory, zero outside the tensor.
 __device__ __forceinline__ void copy_box(void* to, const CUtensorMap& map, int number, int node, int sample,
                                          uint64_t* barrier) {

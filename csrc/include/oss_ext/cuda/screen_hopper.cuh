@@ -157,8 +157,9 @@ __device__ __forceinline__ void bend_targets_hopper(const HopperArgs& args, cons
     if (some) {
       const unsigned char* rows = shared.stages + slot * Tile::kStageBytes + unit * Tile::kUnitBytes +
                                   P * Tile::kSources * Tile::kRowBytes + q * 4 * static_cast<int>(sizeof(T));
-      unsigned char* high =
-          shared.halves + at * Tile::kHalvesBytes + (unit * 2 + run) * 2 * Tile::kMatrixBytes + k * 16 + q * 4;
+      // This lane's row among the matrices high k < 8, high k >= 8, low k < 8, low k >= 8.
+      unsigned char* to = shared.halves + at * Tile::kHalvesBytes +
+                          ((unit * 2 + run) * 2 + lane / 16) * Tile::kMatrixBytes + lane / 8 % 2 * 128 + lane % 8 * 16;
       float slope[4], line[4];
       read_four<T>(rows + first * Tile::kRowBytes, slope);
       read_four<T>(rows + last * Tile::kRowBytes, line);
@@ -177,13 +178,10 @@ __device__ __forceinline__ void bend_targets_hopper(const HopperArgs& args, cons
           y[e] -= fmaf(share[block], slope[e], line[e]);
           square[block] = fmaf(y[e], y[e], square[block]);
         }
-#pragma unroll
-        for (int pair = 0; pair < 2; ++pair) {
-          unsigned both[2];
-          split_pair(y[2 * pair], y[2 * pair + 1], both[0], both[1]);
-          *reinterpret_cast<unsigned*>(high + block * 256 + pair * 128) = both[0];
-          *reinterpret_cast<unsigned*>(high + Tile::kMatrixBytes + block * 256 + pair * 128) = both[1];
-        }
+        unsigned pairs[4];
+        split_pair(y[0], y[1], pairs[0], pairs[2]);
+        split_pair(y[2], y[3], pairs[1], pairs[3]);
+        store_matrices(to + block * 256, pairs);
       }
     }
     fence_shared_for_engines();
@@ -272,6 +270,15 @@ __device__ __forceinline__ void multiply_sources(const HopperPart& part, const H
       const int run = runs[slot];
       const float* table = shared.table + (run * Tile::kSources + row) * Tile::kRowNumbers;
       const unsigned char* ends = rows + P * Tile::kSources * Tile::kRowBytes;
+      float numbers[2][Tile::kRowNumbers];
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+#pragma unroll
+        for (int n = 0; n < Tile::kRowNumbers; n += 4) {
+          *reinterpret_cast<float4*>(numbers[h] + n) =
+              *reinterpret_cast<const float4*>(table + h * 8 * Tile::kRowNumbers + n);
+        }
+      }
       float gram[2][3];  // of the chunk: summed apart, so that few terms are added to large sums
 #pragma unroll
       for (int unit = 0; unit < Tile::kUnits; ++unit) {
@@ -284,16 +291,10 @@ __device__ __forceinline__ void multiply_sources(const HopperPart& part, const H
         unsigned high[2][4], low[2][4];
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          float numbers[Tile::kRowNumbers];
-#pragma unroll
-          for (int n = 0; n < Tile::kRowNumbers; n += 4) {
-            *reinterpret_cast<float4*>(numbers + n) =
-                *reinterpret_cast<const float4*>(table + h * 8 * Tile::kRowNumbers + n);
-          }
           float r0[4], r1[4];
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            r0[e] = -fmaf(numbers[0], slope[e], line[e]);
+            r0[e] = -fmaf(numbers[h][0], slope[e], line[e]);
             r1[e] = -line[e];
           }
 #pragma unroll
@@ -302,8 +303,8 @@ __device__ __forceinline__ void multiply_sources(const HopperPart& part, const H
             read_four<T>(rows + unit * Tile::kUnitBytes + (p * Tile::kSources + row + h * 8) * Tile::kRowBytes, u);
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-              r0[e] = fmaf(numbers[2 + p], u[e], r0[e]);
-              r1[e] = fmaf(numbers[2 + P + p], u[e], r1[e]);
+              r0[e] = fmaf(numbers[h][2 + p], u[e], r0[e]);
+              r1[e] = fmaf(numbers[h][2 + P + p], u[e], r1[e]);
             }
             if (slot == 0) {
 #pragma unroll
