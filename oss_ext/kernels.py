@@ -180,8 +180,8 @@ def best_step(
     """What `pairwise_cost`, `min_reduce` and `advance` find, for the price of reading the rows twice: on a GPU, tensor
     cores bound all costs, and only those that may be the least are computed, in float64.
 
-    The bounds are proven (csrc/include/oss_ext/cuda/screen.cuh), so that the backpointers are those of exact costs; they
-    are close, and this is fast, where the coefficients of a step are affine in `place`, as Euler's are.
+    The bounds are proven (csrc/include/oss_ext/cuda/screen_bound.cuh), so that the backpointers are those of exact
+    costs; they are close, and this is fast, where the coefficients of a step are affine in `place`, as Euler's are.
 
     Args:
         basis, coefficients, target, sources: as for `pairwise_cost`.

@@ -16,6 +16,11 @@
 // one's 24 bits, by 17 x 2^-23; |sum a b| <= |a| |b| then gives at most kappa (n_f + n_y)^2 in all. The vectors
 // themselves are off by roundings of their terms, and by what is left out, E in norm: |norm' - norm| <= E. Non-finite:
 // no bound.
+//
+// Tensor cores add up a few such sums before floats do: s of them in a row are off by s 17 x 2^-23 of |a| |b| of those
+// numbers, and Cauchy-Schwarz over the parts gives the same for the whole. Sums whose addends are all products of a low
+// half, at most 2^-10 of the others, do not count. kappa is 2^-24 times the terms of the longest float sum, the tensor
+// cores' 34 s, and 64 for all that does not grow: weights, sums over lanes, roots (2^-22 each).
 #pragma once
 
 #include "oss_ext/best_step.h"

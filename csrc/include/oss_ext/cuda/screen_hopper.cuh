@@ -163,21 +163,25 @@ __device__ __forceinline__ void bend_targets_hopper(const HopperArgs& args, cons
       float slope[4], line[4];
       read_four<T>(rows + first * Tile::kRowBytes, slope);
       read_four<T>(rows + last * Tile::kRowBytes, line);
+      float here[2] = {};  // few terms at a time, as everywhere
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        ends[0] = fmaf(slope[e], slope[e], ends[0]);
-        ends[1] = fmaf(line[e], line[e], ends[1]);
+        here[0] = fmaf(slope[e], slope[e], here[0]);
+        here[1] = fmaf(line[e], line[e], here[1]);
         slope[e] -= line[e];
       }
+      ends[0] += here[0];
+      ends[1] += here[1];
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
-        float y[4];
+        float y[4], some_squares = 0.f;
         read_four<T>(rows + (first + block * 8 + k) * Tile::kRowBytes, y);
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           y[e] -= fmaf(share[block], slope[e], line[e]);
-          square[block] = fmaf(y[e], y[e], square[block]);
+          some_squares = fmaf(y[e], y[e], some_squares);
         }
+        square[block] += some_squares;
         unsigned pairs[4];
         split_pair(y[0], y[1], pairs[0], pairs[2]);
         split_pair(y[2], y[3], pairs[1], pairs[3]);
@@ -417,7 +421,8 @@ __device__ __forceinline__ void write_bounds(const HopperArgs& args, const Hoppe
                                              const HopperShared<T, P, Tile>& shared,
                                              const HopperResults<P, Tile>& results) {
   const float* coefficients = args.coefficients + part.group * args.coefficient_stride;
-  // Terms of one float sum: two a chunk; 136: of tensor cores, four that are not small a chunk.
+  // Terms of one float sum: two a chunk at most; 136: the four sums of tensor cores a chunk whose addends are not
+  // small.
   const float terms = 2.f * static_cast<float>(part.chunks);
   const SumError error{(terms + 64.f + 136.f) * 0x1p-24f,
                        0x1p-24f * sqrtf(static_cast<float>(part.chunks) * Tile::kChunk)};
