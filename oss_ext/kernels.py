@@ -196,7 +196,7 @@ def best_step(
     Returns:
         (values, backpointers, states) as from `min_reduce` and `advance`, or None where this cannot be done so: on the
         CPU, for float64, more than two basis vectors, rows that are not made of whole aligned 16 bytes, coefficients of
-        each sample's own with `joint`, and GPUs of little shared memory.
+        each sample's own with `joint`, more than 4096 nodes, and GPUs of little shared memory.
     """
     first = _first(basis)
     batch, nodes, _ = first.shape

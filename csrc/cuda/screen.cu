@@ -12,6 +12,7 @@ namespace {
 
 constexpr int kMostScreened = 2;  // basis vectors: more do not fit into registers
 constexpr int64_t kRunsOfTile = 2;
+constexpr int64_t kMostNodes = 4096;  // shortlist keeps the bounds of a target in shared memory
 
 // The run length for so many targets: runs of even length, in tiles of two.
 struct Runs {
@@ -160,7 +161,7 @@ bool plan_hopper(const StepsParams& params, int64_t source_begin, int64_t source
 
 int64_t screen_splits(const StepsParams& params, int64_t source_begin, int64_t source_end, int device) {
   if (params.dtype == DType::f64 || params.basis_count > kMostScreened || !aligned(params, 16) ||
-      (params.joint && params.coefficient_stride != 0) || params.nodes < 2) {
+      (params.joint && params.coefficient_stride != 0) || params.nodes < 2 || params.nodes > kMostNodes) {
     return 0;
   }
   int shared = 0;
