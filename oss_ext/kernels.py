@@ -184,8 +184,9 @@ def can_best_step(
     sources: tuple[int, int] | None = None,
     joint: bool = False,
 ) -> bool:
-    """Whether `best_step` takes these: not on the CPU, float64, more than two basis vectors, rows that are not made of
-    whole aligned 16 bytes, coefficients of each sample's own with `joint`, and GPUs of little shared memory."""
+    """Whether `best_step` takes these: not on the CPU, float64, more than two basis vectors or 4096 nodes, rows that are
+    not made of whole aligned 16 bytes, coefficients of each sample's own with `joint`, and GPUs of little shared
+    memory."""
     first = _first(basis)
     if first.device.type != "cuda":
         return False
@@ -208,8 +209,8 @@ def best_step(
     """What `pairwise_cost`, `min_reduce` and `advance` find, for little more than the price of reading the rows twice:
     on a GPU, tensor cores bound all costs, and only those that may be the least are computed, in float64.
 
-    The bounds are proven (csrc/include/oss_ext/cuda/screen.cuh), so that the backpointers are those of exact costs.
-    They are close, and this is fast, where the coefficients of a step are affine in `place`, as Euler's are.
+    The bounds are proven (csrc/include/oss_ext/cuda/screen_bound.cuh), so that the backpointers are those of exact
+    costs. They are close, and this is fast, where the coefficients of a step are affine in `place`, as Euler's are.
 
     Args:
         basis, coefficients, target, sources: as for `pairwise_cost`.

@@ -1,40 +1,11 @@
-// Bounds of the costs of all steps i -> j from half-precision tensor cores.
-//
-// With y_f and y_l the targets at both ends of a run of targets, and l_j the share of the way from y_l to y_f that j
-// has by its place, a residual is cut into
-//     z_ij - y_j = f_ij - y''_j,    y''_j = y_j - (l_j y_f + (1 - l_j) y_l),    f_ij = w_ij r0_i + (1 - w_ij) r1_i +
-//     ...
-// where r0_i and r1_i are what the steps of i to two targets of the run miss the straight line by. All three are small
-// where steps are good, so that nothing cancels in
-//     |z_ij - y_j|^2 = |f_ij|^2 - 2 <f_ij, y''_j> + |y''_j|^2.
-// The products <r, y''> come from tensor cores, each number as the sum of two halves (22 bits). For a step whose
-// coefficients are affine in the place (Euler's are), f_ij is those two terms alone; what is left of others, |...|,
-// goes into the bound.
-//
-// The bound. Let n_f = |w r0| + |(1 - w) r1| and n_y = |y''|. A float sum of n terms is off by at most n 2^-24 of the
-// sum of their sizes, and a tensor core's sum of 16 products and one addend, whose addends may be cut at the largest
-// one's 24 bits, by 17 x 2^-23; |sum a b| <= |a| |b| then gives at most kappa (n_f + n_y)^2 in all. The vectors
-// themselves are off by roundings of their terms, and by what is left out, E in norm: |norm' - norm| <= E. Non-finite:
-// no bound.
+// screen for any GPU from sm_80 on: products of a warp (mma.sync). What is computed, and why the bounds hold:
+// screen_bound.cuh.
 #pragma once
 
-#include "oss_ext/best_step.h"
 #include "oss_ext/cuda/pairwise_cost.cuh"
+#include "oss_ext/cuda/screen_bound.cuh"
 
 namespace oss_ext::cuda {
-
-struct ScreenArgs : RowArgs {
-  const float* coefficients;
-  int64_t coefficient_stride;
-  const double* place;
-  int64_t source_begin, source_end;
-  int64_t groups, tiles, splits;
-  int64_t tile_sources, tile_targets;  // at most ScreenTile's
-  int64_t run;                         // targets of a run, at most ScreenTile's
-  int64_t chunks_per_sample, chunks;   // chunks: of a group
-  bool joint;
-  float* bounds;
-};
 
 // kBlocks: of 8 targets, what a run is long.
 template <typename T, int P, int kBlocks>
@@ -54,35 +25,6 @@ struct ScreenTile {
   static constexpr int kBytes = kStages * kStageBytes + 2 * kHalvesBytes + kTableBytes + kNormBytes;
 };
 
-// Where tile `index` of the upper triangle is: columns of targets, each with its sources from the first on.
-struct ScreenPlace {
-  int source, source_end, target, target_end;  // half open
-
-  static __host__ __device__ int64_t bands(int64_t begin, int64_t end, int64_t last, int64_t height) {
-    const int64_t some = (end < last ? end : last) - begin;  // sources below the last target
-    return some > 0 ? (some + height - 1) / height : 0;
-  }
-  static int64_t count(int64_t begin, int64_t end, int64_t nodes, int64_t height, int64_t width) {
-    int64_t total = 0;
-    for (int64_t j = 1; j < nodes; j += width) {
-      total += bands(begin, end, (j + width < nodes ? j + width : nodes) - 1, height);
-    }
-    return total;
-  }
-  __device__ ScreenPlace(int64_t index, const ScreenArgs& args) {
-    int64_t j = 1, here;
-    while (index >= (here = bands(args.source_begin, args.source_end, min(j + args.tile_targets, args.nodes) - 1,
-                                  args.tile_sources))) {
-      index -= here;
-      j += args.tile_targets;
-    }
-    target = static_cast<int>(j);
-    target_end = static_cast<int>(min(j + args.tile_targets, args.nodes));
-    source = static_cast<int>(args.source_begin + index * args.tile_sources);
-    source_end = static_cast<int>(min(min(source + args.tile_sources, args.source_end), int64_t{target_end} - 1));
-  }
-};
-
 // Byte of four neighbouring numbers of a row in a stage. Rows are stored so that the lanes of a quarter (four-byte
 // types) or half warp meet no bank twice.
 template <typename T>
@@ -99,16 +41,6 @@ __device__ __forceinline__ void read_quad(const unsigned char* stage, int row, i
   const auto packed = *reinterpret_cast<const Pack<T, 4>*>(stage + quad_at<T>(row, quad));
 #pragma unroll
   for (int e = 0; e < 4; ++e) to[e] = widen(packed.at[e]);
-}
-
-__device__ __forceinline__ unsigned half_bits(__half2 x) { return *reinterpret_cast<unsigned*>(&x); }
-
-// Two numbers as high and low halves: 22 bits of each.
-__device__ __forceinline__ void split_pair(float a, float b, unsigned& high, unsigned& low) {
-  const __half2 h = __floats2half2_rn(a, b);
-  const float2 back = __half22float2(h);
-  high = half_bits(h);
-  low = half_bits(__floats2half2_rn(a - back.x, b - back.y));
 }
 
 __device__ __forceinline__ void multiply(float (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
@@ -221,11 +153,6 @@ __device__ __forceinline__ void bend_targets(const unsigned char* stage, const f
   }
 }
 
-__device__ __forceinline__ float over_quarter(float x) {
-  x += __shfl_xor_sync(0xffffffffu, x, 1);
-  return x + __shfl_xor_sync(0xffffffffu, x, 2);
-}
-
 // Grid: splits * groups * tiles.
 template <typename T, int P, int kBlocks>
 __global__ void __launch_bounds__(ScreenTile<T, P, kBlocks>::kThreads, 1)
@@ -271,18 +198,8 @@ __global__ void __launch_bounds__(ScreenTile<T, P, kBlocks>::kThreads, 1)
   for (int k = threadIdx.x; k < kRuns * sources; k += Tile::kThreads) {
     const int run = k / sources, row = k % sources;
     const int first = run * length, last = min(first + length, targets) - 1;
-    const int64_t i = tile.source + row;
-    float* numbers = table + (run * Tile::kSources + row) * Tile::kRowNumbers;
-    const bool wanted = first < targets && i < tile.target + last;
-    const int64_t far = tile.target + last, near = max(int64_t{tile.target} + first, min(i + 1, far));
-#pragma unroll
-    for (int p = 0; p < P; ++p) {
-      numbers[2 + p] = wanted ? coefficients[(i * args.nodes + near) * P + p] : 0.f;
-      numbers[2 + P + p] = wanted ? coefficients[(i * args.nodes + far) * P + p] : 0.f;
-    }
-    const float whole = wanted ? way[near - tile.target] : 0.f;
-    numbers[0] = wanted ? share[near - tile.target] : 0.f;
-    numbers[1] = whole == 0.f ? 0.f : 1.f / whole;
+    step_numbers<P>(args, coefficients, tile.source + row, tile.target + first, tile.target + last, share + first,
+                    way + first, table + (run * Tile::kSources + row) * Tile::kRowNumbers);
   }
 
   const int first = run * length, last = min(first + length, targets) - 1;  // this warp's targets
@@ -409,12 +326,9 @@ __global__ void __launch_bounds__(ScreenTile<T, P, kBlocks>::kThreads, 1)
   __syncthreads();
   if (!active) return;
 
-  constexpr float kUlp = 0x1p-24f;
   const float steps = static_cast<float>(chunks * (Tile::kChunk / 16));
-  const float kappa = (steps + 64.f) * kUlp;
-  const float halves_lost = kUlp * sqrtf(static_cast<float>(chunks * Tile::kChunk));
-  const float norm_first = norm[Tile::kTargets + run * 2], norm_last = norm[Tile::kTargets + run * 2 + 1];
-  const float line_size = norm_first + norm_last;
+  const SumError error{(steps + 64.f) * 0x1p-24f, 0x1p-24f * sqrtf(static_cast<float>(chunks * Tile::kChunk))};
+  const RunNorms line{norm[Tile::kTargets + run * 2], norm[Tile::kTargets + run * 2 + 1]};
   float2* bounds = reinterpret_cast<float2*>(args.bounds) + (split * args.groups + group) * args.nodes * args.nodes;
 #pragma unroll
   for (int h = 0; h < 4; ++h) {
@@ -422,16 +336,10 @@ __global__ void __launch_bounds__(ScreenTile<T, P, kBlocks>::kThreads, 1)
     const int64_t i = tile.source + row;
     if (row >= sources || i >= tile.target + last) continue;
     const float* numbers = table + (run * Tile::kSources + row) * Tile::kRowNumbers;
-    const float r00 = squares[h][0], r01 = squares[h][1], r11 = squares[h][2];
-    const float norm0 = sqrtf(r00), norm1 = sqrtf(r11);
-    float off0 = line_size, off1 = line_size;  // what r0 and r1 are rounded by
+    SourceSums<P> sums{squares[h][0], squares[h][1], squares[h][2]};
 #pragma unroll
-    for (int p = 0; p < P; ++p) {
-      off0 += fabsf(numbers[2 + p]) * sizes[row * P + p];
-      off1 += fabsf(numbers[2 + P + p]) * sizes[row * P + p];
-    }
-    off0 *= (P + 4) * kUlp;
-    off1 *= (P + 4) * kUlp;
+    for (int p = 0; p < P; ++p) sums.size[p] = sizes[row * P + p];
+    const SourceBound source(sums, line, numbers);
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
@@ -439,28 +347,12 @@ __global__ void __launch_bounds__(ScreenTile<T, P, kBlocks>::kThreads, 1)
         const int column = first + block * 8 + q * 2 + e;
         const int64_t j = tile.target + column;
         if (column > last || j <= i) continue;
-        const float w0 = way[column] * numbers[1], w1 = 1.f - w0;
-        const float x0 = sum[block][h / 2 * 2][h % 2 * 2 + e], x1 = sum[block][h / 2 * 2 + 1][h % 2 * 2 + e];
-        const float y = norm[column];
-        const float cost =
-            fmaf(w0 * w0, r00, fmaf(2.f * w0 * w1, r01, w1 * w1 * r11)) - 2.f * fmaf(w0, x0, w1 * x1) + y * y;
-        const float f = fabsf(w0) * norm0 + fabsf(w1) * norm1;
-        const float spread = kappa * (f + y) * (f + y) + 2.f * halves_lost * (f + (fabsf(w0) + fabsf(w1)) * y);
-        const float along = fabsf(fmaf(w0, numbers[0], -share[column]));
-        float off = fabsf(w0) * off0 + fabsf(w1) * off1 + 4.f * kUlp * (y + 2.f * line_size) + along * norm_first +
-                    (along + kUlp) * norm_last;
-        const float* c = coefficients + (i * args.nodes + j) * P;
-#pragma unroll
-        for (int p = 0; p < P; ++p) {
-          const float left = fabsf(fmaf(w0, numbers[2 + p], fmaf(w1, numbers[2 + P + p], -c[p])));
-          off += (left + kUlp * fabsf(w0 * numbers[2 + p])) * sizes[row * P + p];
-        }
-        off *= 1.0001f;
-        const float low = fmaxf(sqrtf(fmaxf(cost - spread, 0.f)) - off, 0.f);
-        const float high = sqrtf(fmaxf(cost + spread, 0.f)) + off;
-        float2 pair{low * low * (1.f - 0x1p-20f), high * high * (1.f + 0x1p-20f)};
-        if (!isfinite(cost) || !isfinite(pair.y)) pair = {0.f, INFINITY};
-        bounds[j * args.nodes + i] = pair;
+        const float w0 = way[column] * numbers[1];
+        const float inner =
+            fmaf(w0, sum[block][h / 2 * 2][h % 2 * 2 + e], (1.f - w0) * sum[block][h / 2 * 2 + 1][h % 2 * 2 + e]);
+        bounds[j * args.nodes + i] =
+            bound_cost<P>(source, sums.size, line, error, numbers, coefficients + (i * args.nodes + j) * P,
+                          share[column], w0, inner, norm[column]);
       }
     }
   }

@@ -6,57 +6,57 @@
 
 namespace oss_ext::cuda {
 
-constexpr int kShortlistThreads = 256;
-constexpr int kShortlistShares = 8;  // threads that share a source's parts
+constexpr int kShortlistThreads = 512;
+constexpr int kShortlistShares = 4;  // warps that share a source's parts
+
+constexpr int64_t shortlist_bytes(int64_t nodes) { return nodes * static_cast<int64_t>(sizeof(double2)); }
 
 // Grid: groups * nodes, a block a target. A source is left out only if it is dearer than another for sure.
 __global__ void __launch_bounds__(kShortlistThreads) shortlist_sources(const __grid_constant__ ShortlistParams params) {
   constexpr int kAtOnce = kShortlistThreads / kShortlistShares;
-  static_assert(kAtOnce == 32);
   const int64_t j = blockIdx.x % params.nodes, group = blockIdx.x / params.nodes;
   const int64_t begin = params.source_begin, end = min(params.source_end, j);
-  const float2* bounds = reinterpret_cast<const float2*>(params.bounds) + (group * params.nodes + j) * params.nodes;
+  const int count_all = static_cast<int>(max(end - begin, int64_t{0}));
+  const float2* bounds =
+      reinterpret_cast<const float2*>(params.bounds) + (group * params.nodes + j) * params.nodes + begin;
   const int64_t part = params.groups * params.nodes * params.nodes;
-  // The shares are warps, the sources lanes.
+  extern __shared__ double2 totals[];  // [source]: both bounds
   __shared__ double2 sums[kShortlistShares][kAtOnce];
-  const int source = threadIdx.x % kAtOnce, share = threadIdx.x / kAtOnce;
-  // Both bounds of source first + `source`, for every thread of that source.
-  const auto total = [&](int64_t first, double& least, double& most) {
-    const int64_t i = first + source;
+  const int column = threadIdx.x % kAtOnce, share = threadIdx.x / kAtOnce, lane = threadIdx.x % 32;
+  for (int first = 0; first < count_all; first += kAtOnce) {
     double2 some{0.0, 0.0};
-    if (i < end) {
-#pragma unroll 4
+    if (first + column < count_all) {
+#pragma unroll 8
       for (int64_t s = share; s < params.parts; s += kShortlistShares) {
-        const float2 pair = bounds[s * part + i];
+        const float2 pair = bounds[s * part + first + column];
         some.x += pair.x;
         some.y += pair.y;
       }
     }
+    sums[share][column] = some;
     __syncthreads();
-    sums[share][source] = some;
-    __syncthreads();
-    least = most = 0.0;
+    if (share == 0 && first + column < count_all) {
 #pragma unroll
-    for (int s = 0; s < kShortlistShares; ++s) {
-      least += sums[s][source].x;
-      most += sums[s][source].y;
+      for (int s = 1; s < kShortlistShares; ++s) {
+        some.x += sums[s][column].x;
+        some.y += sums[s][column].y;
+      }
+      totals[first + column] = some;
     }
-  };
+    __syncthreads();
+  }
+  if (threadIdx.x >= 32) return;
 
   double surest = INFINITY, middle = INFINITY;  // the least upper bound; the least mean of both bounds, and whose
   int likeliest = INT32_MAX;
-  for (int64_t first = begin; first < end; first += kAtOnce) {
-    double least, most;
-    total(first, least, most);
-    if (first + source < end) {
-      surest = fmin(surest, most);
-      if (least + most < middle || likeliest == INT32_MAX) {
-        middle = least + most;
-        likeliest = static_cast<int>(first + source);
-      }
+  for (int i = lane; i < count_all; i += 32) {
+    const double2 total = totals[i];
+    surest = fmin(surest, total.y);
+    if (total.x + total.y < middle || likeliest == INT32_MAX) {
+      middle = total.x + total.y;
+      likeliest = i;
     }
   }
-  const int lane = threadIdx.x % 32;  // every warp has all sources
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) {
     surest = fmin(surest, __shfl_xor_sync(0xffffffffu, surest, step));
@@ -69,18 +69,16 @@ __global__ void __launch_bounds__(kShortlistThreads) shortlist_sources(const __g
   }
 
   int32_t* list = params.sources + (group * params.nodes + j) * params.nodes;
-  int count = begin < end ? 1 : 0;
-  if (threadIdx.x == 0 && count) list[0] = likeliest;
-  for (int64_t first = begin; first < end; first += kAtOnce) {
-    const int64_t i = first + source;
-    double least, most;
-    total(first, least, most);
-    const bool kept = i < end && i != likeliest && least <= surest;
+  int count = count_all > 0 ? 1 : 0;
+  if (lane == 0 && count) list[0] = static_cast<int32_t>(begin + likeliest);
+  for (int first = 0; first < count_all; first += 32) {
+    const int i = first + lane;
+    const bool kept = i < count_all && i != likeliest && totals[i].x <= surest;
     const unsigned votes = __ballot_sync(0xffffffffu, kept);
-    if (kept && share == 0) list[count + __popc(votes & ((1u << lane) - 1))] = static_cast<int32_t>(i);
+    if (kept) list[count + __popc(votes & ((1u << lane) - 1))] = static_cast<int32_t>(begin + i);
     count += __popc(votes);
   }
-  if (threadIdx.x == 0) params.counts[group * params.nodes + j] = count;
+  if (lane == 0) params.counts[group * params.nodes + j] = count;
 }
 
 }  // namespace oss_ext::cuda
