@@ -15,10 +15,10 @@ template <int P>
 Plan plan_for(const GramParams& params, int device) {
   const int64_t tiles = GramTriangle<P>::count(params.source_begin, params.source_end, params.nodes);
   if (params.dim <= kLongestShortGram) return {0, 0, 0};
-  // Enough blocks for two rounds over the GPU, two to a multiprocessor, but 256 numbers each.
+  // Enough blocks for four rounds over the GPU, two to a multiprocessor, but 256 numbers each.
   const int64_t planned = params.plan_batch ? params.plan_batch : params.batch;
   const int64_t wanted =
-      ceil_div(4 * static_cast<int64_t>(multiprocessors(device)), std::max<int64_t>(tiles * planned, 1));
+      ceil_div(8 * static_cast<int64_t>(multiprocessors(device)), std::max<int64_t>(tiles * planned, 1));
   const int64_t span = std::clamp<int64_t>(ceil_div(params.dim, wanted), 256, kLongestGramSpan);
   Plan plan{tiles, 0, ceil_div(span, kGramChunk) * kGramChunk};
   plan.splits = ceil_div(params.dim, plan.span);

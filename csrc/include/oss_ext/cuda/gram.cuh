@@ -1,7 +1,7 @@
 // Gram statistics of long rows: <u_p(i), y_j> on the tensor cores in double, and the node's own products beside them;
 // the moment is the difference <u_p, y_j> - <u_p, u_0>. A product of two float inputs is exact in double, and at most
-// kLongestGramSpan of them are summed one after another: the sum is as if y_j and u_0 were given to 2^-41 of |y| and
-// |u_0| at worst and 2^-49 as a rule, while they come rounded to 2^-24.
+// kLongestGramSpan of them are summed one after another: the sum is as if y_j and u_0 were given to 2^-40 of |y| and
+// |u_0| at worst and 2^-48 as a rule, while they come rounded to 2^-24.
 #pragma once
 
 #include "oss_ext/cuda/common.cuh"
@@ -21,7 +21,7 @@ struct GramArgs : PairArgs {
 // A block's tile: kGramRows rows of the basis (P neighbours a source; what is left of them is not used) by kGramTargets
 // targets, kGramChunk numbers of each at a time. Its 8 warps have 32 x 32 sums each.
 constexpr int kGramRows = 128, kGramTargets = 64, kGramChunk = 16, kGramThreads = 256;
-constexpr int64_t kLongestGramSpan = 4096;
+constexpr int64_t kLongestGramSpan = 8192;
 template <int P>
 constexpr int kGramSources = kGramRows / P;
 template <int P>
