@@ -1,27 +1,26 @@
 #include <algorithm>
 
 #include "oss_ext/cuda/gram.cuh"
+#include "oss_ext/cuda/gram_short.cuh"
 #include "oss_ext/gram.h"
 
 namespace oss_ext::cuda {
 namespace {
 
 struct Plan {
-  int64_t tiles, splits, span;
-  bool short_rows;
+  int64_t tiles, splits, span;  // no splits for short rows
 };
 
 template <int P>
 Plan plan_for(const GramParams& params, int device) {
-  const bool short_rows = params.dim <= kShortGramDim;
-  const int64_t tiles = short_rows ? ShortGramTriangle::count(params.source_begin, params.source_end, params.nodes)
-                                   : GramTriangle<P>::count(params.source_begin, params.source_end, params.nodes);
-  Plan plan{tiles, 1, params.dim, short_rows};
-  if (short_rows || tiles * params.batch == 0) return plan;
-  // Enough blocks for eight rounds over the GPU, but a thousand numbers each.
+  const int64_t tiles = GramTriangle<P>::count(params.source_begin, params.source_end, params.nodes);
+  if (params.dim <= kLongestShortGram) return {0, 0, 0};
+  // Enough blocks for four rounds over the GPU, two to a multiprocessor, but 256 numbers each.
   const int64_t planned = params.plan_batch ? params.plan_batch : params.batch;
-  const int64_t wanted = ceil_div(8 * static_cast<int64_t>(multiprocessors(device)), tiles * planned);
-  plan.span = std::max<int64_t>(ceil_div(ceil_div(params.dim, wanted), kGramChunk) * kGramChunk, 1024);
+  const int64_t wanted =
+      ceil_div(8 * static_cast<int64_t>(multiprocessors(device)), std::max<int64_t>(tiles * planned, 1));
+  const int64_t span = std::clamp<int64_t>(ceil_div(params.dim, wanted), 256, kLongestGramSpan);
+  Plan plan{tiles, 0, ceil_div(span, kGramChunk) * kGramChunk};
   plan.splits = ceil_div(params.dim, plan.span);
   return plan;
 }
@@ -39,27 +38,35 @@ int64_t bytes_of(const Plan& plan, const GramParams& params) {
 }
 
 template <typename T, int P>
+bool all_aligned(const GramParams& params) {
+  for (int p = 0; p < P; ++p) {
+    if (!rows_aligned(params.basis[p], sizeof(T))) return false;
+  }
+  return rows_aligned(params.target, sizeof(T));
+}
+
+template <typename T, int P>
 Status compute(const GramParams& params, int device, cudaStream_t stream) {
   const Plan plan = plan_for<P>(params, device);
   if (params.workspace_bytes < bytes_of(plan, params)) return kWorkspaceTooSmall;
   GramArgs args{};
   take_pairs(params, plan.tiles, plan.splits, args);
   args.weight = params.weight;
+  if (plan.splits == 0) {
+    const int64_t blocks = ceil_div(params.nodes, kShortTargets) * ceil_div(params.nodes, kShortSources) * params.batch;
+    gram_short<T, P><<<blocks, kShortThreads, 0, stream>>>(args, params.gram, params.moment);
+    return launch_status();
+  }
+  args.aligned = all_aligned<T, P>(params);
   args.span = plan.span;
   args.sums = static_cast<double*>(params.workspace);
   args.products = args.sums + plan.splits * moment_count(params);
   const int64_t blocks = plan.tiles * plan.splits * params.batch;
   if (blocks > 0) {
-    if (plan.short_rows) {
-      gram_moments_short<T, P><<<blocks, dim3(64, 4), 0, stream>>>(args);
-    } else {
-      gram_moments<T, P><<<blocks, kGramThreads, 0, stream>>>(args);
-    }
+    gram_tiles<T, P><<<blocks, kGramThreads, 0, stream>>>(args);
     if (Status status = launch_status()) return status;
   }
-  gram_products<T, P><<<plan.splits * params.batch * params.nodes, 256, 0, stream>>>(args);
-  if (Status status = launch_status()) return status;
-  finish_gram<P><<<params.batch * params.nodes, 128, 0, stream>>>(args, params.gram, params.moment);
+  finish_gram<P><<<params.batch * params.nodes, kFinishThreads, 0, stream>>>(args, params.gram, params.moment);
   return launch_status();
 }
 

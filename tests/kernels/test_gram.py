@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from helpers.kernel_inputs import DTYPES, Case, cases, threads
 from hypothesis import given
 
 from oss_ext import kernels, reference
+from oss_ext.fitting import least_squares
 
 
 def run(case: Case, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,7 +63,18 @@ def test_oracle(device: torch.device, case: Case) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("batch", "nodes", "dim", "count"),
-    [(1, 130, 40, 2), (2, 65, 1029, 3), (1, 3, 300_007, 2), (1, 64, 2051, 4), (1, 37, 1025, 5), (2, 66, 301, 6)],
+    [
+        (1, 130, 40, 2),
+        (2, 65, 1029, 3),
+        (1, 3, 300_007, 2),
+        (1, 64, 2051, 4),
+        (1, 37, 1025, 5),
+        (2, 66, 301, 6),
+        (1, 65, 5000, 1),
+        (2, 129, 65, 2),
+        (2, 100, 16, 3),
+        (1, 70, 64, 6),
+    ],
 )
 def test_oracle_across_tiles(
     device: torch.device, dtype: torch.dtype, batch: int, nodes: int, dim: int, count: int
@@ -81,11 +94,67 @@ def test_normal_equations_give_the_fit(device: torch.device) -> None:
     torch.testing.assert_close(torch.linalg.solve(products[0, 0].cpu(), moment[0, 0, 1].cpu()), wanted)
 
 
-def test_difference_is_taken_before_the_sum(device: torch.device) -> None:
-    """Target and state 1e6 with a difference of 1: taken apart, the sums would lose it to cancellation."""
+def test_small_step_from_a_large_state(device: torch.device) -> None:
+    """Target and state 1e6 with a difference of 1: apart, their sums are 1e12 times as many, and still exact."""
     state = torch.full((1, 2, 1001), 1e6, device=device)
     moment = kernels.gram([state], state + 1)[1]
     assert moment[0, 0, 1, 0].item() == 1001e6
+
+
+@pytest.mark.parametrize("dim", [61, 5001])
+def test_moments_are_as_of_rows_known_to_40_bits(device: torch.device, dim: int) -> None:
+    """What fitting is promised: an error below 2^-40 |u_p| (|y| + |u_0|), where the rows come rounded to 2^-24."""
+    g = torch.Generator().manual_seed(dim)
+    state = 1e4 + torch.randn(1, 2, dim, generator=g)
+    output = torch.randn(1, 2, dim, generator=g)
+    target = state + 1e-2 * torch.randn(1, 2, dim, generator=g)
+    moment = kernels.gram([state.to(device), output.to(device)], target.to(device))[1].cpu()
+    u0, y = state[0, 0].double(), target[0, 1].double()
+    for p, u in enumerate((u0, output[0, 0].double())):
+        exact = math.fsum((u * y).tolist() + (-u * u0).tolist())  # every product is exact in float64
+        size = float((u.abs() * (y.abs() + u0.abs())).sum())
+        assert abs(moment[0, 0, 1, p].item() - exact) <= 2.0**-40 * size
+
+
+@pytest.mark.parametrize("apart", [1e-1, 1e-2, 1e-4])
+def test_fit_to_nearly_parallel_vectors(device: torch.device, apart: float) -> None:
+    """The sums change the fitted coefficients less than rounding the target to float32 does, down to a Gram matrix of
+    condition 4e8."""
+    g = torch.Generator().manual_seed(3)
+    state = torch.randn(257, generator=g)
+    output = state + apart * torch.randn(257, generator=g)
+    target = state - 0.05 * output + 1e-3 * torch.randn(257, generator=g)
+    rows = [torch.stack([u, u]).unsqueeze(0).to(device) for u in (state, output, target)]
+    products, moment = (sums[0, :1] for sums in kernels.gram(rows[:2], rows[2]))
+    fitted = least_squares(products, moment[:, 1:], torch.zeros(1, 1, 2, device=device).double(), ridge=0.0)[0, 0].cpu()
+
+    u, v, y = ([Fraction(x) for x in row.tolist()] for row in (state, output, target))
+
+    def dot(a: list[Fraction], b: list[Fraction]) -> Fraction:
+        return sum((x * z for x, z in zip(a, b, strict=True)), Fraction(0))
+
+    uu, uv, vv = dot(u, u), dot(u, v), dot(v, v)
+
+    def exact(y: list[Fraction]) -> torch.Tensor:
+        mu, mv = dot(u, y), dot(v, y)
+        solved = [(vv * mu - uv * mv) / (uu * vv - uv * uv), (uu * mv - uv * mu) / (uu * vv - uv * uv)]
+        return torch.tensor([float(x) for x in solved], dtype=torch.float64)
+
+    error = (fitted - exact([b - a for a, b in zip(u, y, strict=True)]) - torch.tensor([1.0, 0.0])).norm()
+    changes = []
+    for _ in range(8):
+        rounding = target.double() * 2**-25 * (2 * torch.rand(257, generator=g) - 1)
+        changes.append(exact([Fraction(x) for x in rounding.tolist()]).norm())
+    assert error < sum(changes) / len(changes), (error, changes)
+
+
+@pytest.mark.parametrize("dim", [40, 3001])
+def test_equal_vectors_have_equal_sums(device: torch.device, dim: int) -> None:
+    """So that their Gram matrix is exactly singular, and the fit leaves one of them out."""
+    case = Case(2, 40, dim, 3, torch.float32, weighted=True, seed=4)
+    case.basis[2] = case.basis[1].clone()
+    products, moment = run(case, device)
+    assert torch.equal(products[..., 1, :], products[..., 2, :]) and torch.equal(moment[..., 1], moment[..., 2])
 
 
 @pytest.mark.parametrize("dim", [5, 1029])

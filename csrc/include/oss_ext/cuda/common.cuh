@@ -164,6 +164,6 @@ void take_rows(const Params& params, RowArgs& args) {
   args.target_node_stride = params.target.node_stride;
 }
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline __host__ __device__ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace oss_ext::cuda

@@ -8,13 +8,15 @@
 namespace oss_ext::cuda {
 
 // Where tile `index` of the upper triangle starts: bands of kRows sources from `begin` on, each band's columns starting
-// just right of its first source, so that little of a tile lies below the diagonal.
-template <int kRows, int kColumns>
+// just right of its first source, so that little of a tile lies below the diagonal. A band has at least kLeast tiles:
+// with 1, every source is in one, the last node too, which has no targets.
+template <int kRows, int kColumns, int kLeast = 0>
 struct Triangle {
   int64_t source, target;
 
   static __host__ __device__ int64_t columns(int64_t source, int64_t nodes) {
-    return nodes - 1 > source ? (nodes - 1 - source + kColumns - 1) / kColumns : 0;
+    const int64_t needed = nodes - 1 > source ? (nodes - 1 - source + kColumns - 1) / kColumns : 0;
+    return needed > kLeast ? needed : kLeast;
   }
   static int64_t count(int64_t begin, int64_t end, int64_t nodes) {
     int64_t total = 0;
