@@ -18,8 +18,8 @@ class Workspace {
     return reinterpret_cast<T*>(read_tensor(kept_.back(), "workspace").data);
   }
 
-  // The rows lent last, of so many numbers each, joined by `exchange(what, bytes, bytes of a row)` to those of the other
-  // processes: how many there are then.
+  // The rows lent last, of so many numbers each, joined by `exchange(what, bytes, bytes of a row)` to those of the
+  // other processes: how many there are then.
   template <typename T>
   int64_t exchange(const py::object& exchange, const char* what, T*& data, int64_t numbers) {
     const int64_t bytes = numbers * static_cast<int64_t>(sizeof(T));

@@ -184,8 +184,8 @@ def can_best_step(
     sources: tuple[int, int] | None = None,
     joint: bool = False,
 ) -> bool:
-    """Whether `best_step` takes these: not on the CPU, float64, more than two basis vectors or 4096 nodes, rows that are
-    not made of whole aligned 16 bytes, coefficients of each sample's own with `joint`, and GPUs of little shared
+    """Whether `best_step` takes these: not on the CPU, float64, more than two basis vectors or 4096 nodes, rows that
+    are not made of whole aligned 16 bytes, coefficients of each sample's own with `joint`, and GPUs of little shared
     memory."""
     first = _first(basis)
     if first.device.type != "cuda":
