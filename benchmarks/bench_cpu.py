@@ -25,6 +25,7 @@ from bench_kernels import euler_coefficients, exact_stage, exact_total, make_inp
 
 SIZES = [(1, 200, 12288), (4, 100, 3072)]
 SGEMM = 1536
+PAUSE = 0.25  # seconds before a call: the workers of the one before spin for 0.2 s, on cores that this one wants
 SAME = 1e-5  # excess cost up to which the choice is the same but for float ties
 
 
@@ -35,6 +36,7 @@ def in_turn(calls: dict[str, Callable[[], object]], runs: int) -> dict[str, list
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(runs):
         for name, call in calls.items():
+            time.sleep(PAUSE)
             start = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - start)
